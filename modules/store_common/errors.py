@@ -62,6 +62,8 @@ class StorageError(Exception):
     """Root of every error that ATLAS storage raises on purpose."""
 
     retryable: bool = False
+    #: The constraint that refused a row, where the database named one.
+    constraint: Optional[str] = None
 
 
 class NotInitializedError(StorageError, RuntimeError):

@@ -1,0 +1,162 @@
+"""The executor of a SQLite database: its writer and reader threads behind `await executor.run(operation, ...)`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, TypeVar
+
+from typing_extensions import ParamSpec
+
+from modules.storage.backends.sqlite_calls import Call
+from modules.storage.backends.sqlite_connection import SQLiteOptions, open_connection
+from modules.storage.backends.sqlite_threads import DatabaseThread, ReaderThread, WriterThread, join
+from modules.storage.backends.sqlite_turn import WriterTurn
+from modules.store_common.deadlines import deadline_after
+from modules.store_common.errors import NotInitializedError, StorageError, WrongProcessError
+
+if TYPE_CHECKING:
+    from modules.storage.operations import Operation
+
+__all__ = ["SQLiteExecutor"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class SQLiteExecutor:
+    """Runs operations on one SQLite database. May be used from any number of event loops and threads.
+
+    Args:
+        options: The database and how its connections are opened.
+        command_timeout_s: Default deadline of a call, in seconds.
+        queue_size: How many calls may wait for the writer, and for the reader, before more are refused.
+    """
+
+    dialect = "sqlite"
+
+    def __init__(self, options: SQLiteOptions, *, command_timeout_s: float = 30.0, queue_size: int = 10_000) -> None:
+        self.options = options
+        self._command_timeout_s = command_timeout_s
+        self._queue_size = queue_size
+        self._writer: Optional[WriterThread] = None
+        self._reader: Optional[DatabaseThread] = None
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        # tasks that hold the writer's turn: what they do outside of it would wait for themselves
+        self._turn_holders: Dict[Any, WriterTurn] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the threads run."""
+        return self._writer is not None
+
+    def open(self) -> None:
+        """Open the connections and start the threads. Blocks for some milliseconds; call it off the loop.
+
+        Raises:
+            UnavailableError, CorruptionError, PermissionDeniedError: the database cannot be opened.
+        """
+        with self._lock:
+            if self._writer is not None:
+                return
+            writer = WriterThread("writer", lambda: open_connection(self.options), self._queue_size)
+            writer.open()
+            if self.options.is_memory:
+                reader: DatabaseThread = writer
+            else:
+                reader = ReaderThread("reader", lambda: open_connection(self.options, read_only=True), self._queue_size)
+                try:
+                    reader.open()
+                except BaseException:
+                    writer.close(timeout_s=5.0)
+                    raise
+            self._process = os.getpid()
+            self._reader = reader
+            self._writer = writer
+
+    async def close(self, timeout_s: float = 10.0) -> bool:
+        """Finish what waits, close the connections and end the threads; False when they did not end in time."""
+        with self._lock:
+            writer, reader = self._writer, self._reader
+            self._writer = self._reader = None
+        if writer is None or reader is None or os.getpid() != self._process:
+            return True
+        threads: List[DatabaseThread] = [writer] if reader is writer else [reader, writer]
+        ended = [await join(thread, timeout_s) for thread in threads]
+        return all(ended)
+
+    async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run `operation`; a write is durable when this returns."""
+        thread = self._thread(operation.writes)
+        call = Call(operation, args, kwargs)
+        if self._turn_holders:
+            self._refuse_self_wait(operation.writes)
+        thread.submit(call)
+        result: R = await call.result(deadline_after(self._command_timeout_s), thread.interrupt)
+        return result
+
+    async def call_writer(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function(connection)` in a writer's turn of its own (for administration and ORM sessions)."""
+        turn = self.turn(deadline_after(self._command_timeout_s))
+        await turn.begin()
+        try:
+            result = await turn.call(function)
+        except BaseException:
+            await turn.rollback()
+            raise
+        await turn.commit()
+        return result
+
+    def turn(self, deadline: float) -> WriterTurn:
+        """Return a new turn of the writer, not yet begun; `deadline` is monotonic time in seconds."""
+        thread = self._thread(writes=True)
+        assert isinstance(thread, WriterThread)
+        self._refuse_self_wait(writes=True)
+        return WriterTurn(thread, deadline)
+
+    def holding(self, turn: WriterTurn) -> None:
+        """Remember that the current task holds `turn`, until `released`."""
+        self._turn_holders[asyncio.current_task()] = turn
+
+    def released(self, turn: WriterTurn) -> None:
+        """Forget `turn`."""
+        for task in [task for task, held in self._turn_holders.items() if held is turn]:
+            self._turn_holders.pop(task, None)
+
+    def statistics(self) -> Dict[str, int]:
+        """Return numbers for health: calls that wait, batches and calls done by the writer and the reader."""
+        writer, reader = self._writer, self._reader
+        if writer is None or reader is None:
+            return {}
+        return {
+            "writer_waiting": writer.waiting,
+            "writer_batches": writer.batches,
+            "writer_calls": writer.calls,
+            "reader_waiting": reader.waiting,
+            "reader_batches": reader.batches,
+            "reader_calls": reader.calls,
+        }
+
+    def _thread(self, writes: bool) -> DatabaseThread:
+        thread = self._writer if writes else self._reader
+        if thread is None:
+            raise NotInitializedError("the SQLite database")
+        if os.getpid() != self._process:
+            raise WrongProcessError(
+                "this SQLite database was opened before a fork; open a new StorageManager in the child process"
+            )
+        return thread
+
+    def _refuse_self_wait(self, writes: bool) -> None:
+        if not (writes or self.options.is_memory):
+            return
+        turn = self._turn_holders.get(asyncio.current_task())
+        if turn is not None and turn.is_open:
+            raise StorageError(
+                "this task holds the SQLite writer's turn in a unit of work, so this call would wait for itself; "
+                "use the unit's own stores (uow.conversations, uow.kv, uow.session()) inside it"
+            )

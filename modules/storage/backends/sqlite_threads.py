@@ -1,0 +1,308 @@
+"""The two threads of a SQLite database: the writer with its group commit, and the reader.
+
+The writer drains its queue, runs every waiting operation in one `BEGIN IMMEDIATE` transaction, each inside a raw
+SAVEPOINT, commits once, and only then acknowledges. At synchronous=FULL that gave 12 times the throughput of a commit
+per operation (ACCESS_PATH item 1). The reader drains its queue as well and answers all waiting callers with one wake-up
+of the loop; waiting calls of an operation that has a `batch` form become one statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+from modules.storage.backends.sqlite_calls import Call, Outcome, deliver
+from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
+from modules.storage.backends.sqlite_errors import translate
+from modules.store_common.errors import NotInitializedError, OverloadedError, StorageError
+
+if TYPE_CHECKING:
+    from modules.storage.backends.sqlite_turn import WriterTurn
+    from modules.storage.operations import Operation
+
+__all__ = ["DatabaseThread", "ReaderThread", "WriterThread"]
+
+logger = logging.getLogger(__name__)
+
+# A batch is bounded so that its first caller does not wait for an endless stream of later ones.
+_MAX_BATCH = 256
+_Item = Union[Call, "WriterTurn", None]
+
+
+class DatabaseThread:
+    """A thread that owns one connection and a bounded queue of calls."""
+
+    def __init__(self, name: str, connect: Callable[[], sqlite3.Connection], queue_size: int) -> None:
+        self._connect = connect
+        self._connection: Optional[sqlite3.Connection] = None
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._queue_size = queue_size
+        self._closing = False
+        self._current: Optional[Call] = None
+        self._current_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._opened: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()
+        self.batches = 0
+        self.calls = 0
+
+    def open(self) -> None:
+        """Start the thread and open its connection. Blocks; raises what opening raised."""
+        self._thread.start()
+        error = self._opened.get()
+        if error is not None:
+            self._thread.join()
+            raise error
+
+    def close(self, timeout_s: float) -> bool:
+        """Finish what is queued, close the connection and end the thread. Blocks; False when it did not end in time."""
+        if not self._closing:
+            self._closing = True
+            self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls are in the queue."""
+        return self._queue.qsize()
+
+    def submit(self, call: _Item) -> None:
+        """Queue a call.
+
+        Raises:
+            NotInitializedError: the database is closed.
+            OverloadedError: the queue is full.
+        """
+        if self._closing:
+            raise NotInitializedError("the SQLite database", "it was shut down")
+        if self._queue.qsize() >= self._queue_size:
+            raise OverloadedError(
+                f"{self._queue_size} calls are waiting for the SQLite {self._thread.name} already; slow down and try again"
+            )
+        self._queue.put(call)
+
+    def interrupt(self, call: Call) -> None:
+        """Stop the statement under way if it is `call`'s. Called on the loop."""
+        with self._current_lock:
+            if self._current is call and self._connection is not None:
+                self._connection.interrupt()
+
+    def _main(self) -> None:
+        try:
+            self._connection = self._connect()
+        except BaseException as exc:
+            self._opened.put(exc)
+            return
+        self._opened.put(None)
+        try:
+            self._serve(self._connection)
+        except BaseException:
+            # a defect of ours; without the thread nothing would ever be answered
+            logger.exception("storage.sqlite.thread_died", extra={"backend": "sqlite", "detail": self._thread.name})
+        finally:
+            self._closing = True
+            self._refuse_rest()
+            self._connection.close()
+
+    def _serve(self, connection: sqlite3.Connection) -> None:
+        closing = False
+        while not closing:
+            calls, special, closing = self._drain()
+            if calls:
+                self.batches += 1
+                self.calls += len(calls)
+                deliver(self._run_batch(connection, calls))
+            if special is not None:
+                special.serve(connection)
+
+    def _drain(self) -> Tuple[List[Call], Optional[WriterTurn], bool]:
+        """Wait for work and return what waits: calls, then perhaps a turn that comes after them, and whether to end."""
+        calls: List[Call] = []
+        item = self._queue.get()
+        while True:
+            if item is None:
+                return calls, None, True
+            if not isinstance(item, Call):
+                return calls, item, False
+            if item.claim():
+                calls.append(item)
+            if len(calls) >= _MAX_BATCH:
+                return calls, None, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return calls, None, False
+
+    def _refuse_rest(self) -> None:
+        closed = NotInitializedError("the SQLite database", "it was shut down")
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, Call):
+                deliver([(item, None, closed)])
+            elif item is not None:
+                item.refuse(closed)
+
+    def _set_current(self, call: Optional[Call]) -> None:
+        with self._current_lock:
+            self._current = call
+
+    def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
+        raise NotImplementedError
+
+    def _attempt(self, tx: SQLiteTransaction, call: Call) -> Outcome:
+        self._set_current(call)
+        try:
+            return call, drive(call.work.function(tx, *call.args, **call.kwargs)), None
+        except StorageError as exc:
+            return call, None, exc
+        except Exception as exc:
+            # a defect in an operation must reach its caller, not end the thread
+            return call, None, exc
+        finally:
+            self._set_current(None)
+
+
+class WriterThread(DatabaseThread):
+    """The only thread that writes. Also runs reads of an in-memory database, which has one connection."""
+
+    def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
+        tx = SQLiteTransaction(connection)
+        if len(calls) == 1:
+            return [self._run_alone(connection, tx, calls[0])]
+        outcomes: List[Outcome] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for call in calls:
+                connection.execute("SAVEPOINT operation")
+                outcome = self._attempt(tx, call)
+                outcomes.append(outcome)
+                if not connection.in_transaction:
+                    # SQLite rolled the whole transaction back (disk full, I/O error, interrupt): the others lost their work
+                    return self._run_again(connection, tx, calls, outcome)
+                if outcome[2] is not None:
+                    connection.execute("ROLLBACK TO operation")
+                connection.execute("RELEASE operation")
+            connection.execute("COMMIT")
+        except sqlite3.Error as exc:
+            return self._fail(connection, calls, outcomes, exc)
+        return outcomes
+
+    def _run_alone(self, connection: sqlite3.Connection, tx: SQLiteTransaction, call: Call) -> Outcome:
+        """Run one call in a transaction of its own: no savepoint."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcome = self._attempt(tx, call)
+            if outcome[2] is None:
+                connection.execute("COMMIT")
+            elif connection.in_transaction:
+                connection.execute("ROLLBACK")
+            return outcome
+        except sqlite3.Error as exc:
+            return self._fail(connection, [call], [], exc)[0]
+
+    def _run_again(
+        self, connection: sqlite3.Connection, tx: SQLiteTransaction, calls: Sequence[Call], culprit: Outcome
+    ) -> List[Outcome]:
+        error = culprit[2]
+        logger.warning(
+            "storage.sqlite.batch_lost",
+            extra={"backend": "sqlite", "count": len(calls), "error_type": type(error).__name__},
+        )
+        return [culprit if call is culprit[0] else self._run_alone(connection, tx, call) for call in calls]
+
+    def _fail(
+        self, connection: sqlite3.Connection, calls: Sequence[Call], outcomes: Sequence[Outcome], exc: sqlite3.Error
+    ) -> List[Outcome]:
+        """Roll back a batch whose BEGIN, SAVEPOINT or COMMIT failed: all of it fails, whatever each call had returned."""
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            logger.exception("storage.sqlite.rollback_failed", extra={"backend": "sqlite"})
+        own: Dict[int, BaseException] = {id(call): error for call, _, error in outcomes if error is not None}
+        failed: List[Outcome] = []
+        for call in calls:
+            error = own.get(id(call))
+            if error is None:
+                error = translate(exc)
+                error.__cause__ = exc
+            failed.append((call, None, error))
+        return failed
+
+
+class ReaderThread(DatabaseThread):
+    """Serves operations that change nothing, outside a transaction unless they ask for a snapshot."""
+
+    def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
+        tx = SQLiteTransaction(connection)
+        outcomes: List[Outcome] = []
+        together: Dict[Operation[Any, Any], List[Call]] = {}
+        for call in calls:
+            if call.work.batch is not None and not call.kwargs:
+                together.setdefault(call.work, []).append(call)
+            else:
+                outcomes.append(self._read(connection, tx, call))
+        for operation, waiting in together.items():
+            if len(waiting) == 1:
+                outcomes.append(self._read(connection, tx, waiting[0]))
+            else:
+                outcomes.extend(self._read_together(connection, tx, operation, waiting))
+        return outcomes
+
+    def _read(self, connection: sqlite3.Connection, tx: SQLiteTransaction, call: Call) -> Outcome:
+        if not call.work.atomic:
+            return self._attempt(tx, call)
+        try:
+            connection.execute("BEGIN")
+            outcome = self._attempt(tx, call)
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+            return outcome
+        except sqlite3.Error as exc:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            error = translate(exc)
+            error.__cause__ = exc
+            return call, None, error
+
+    def _read_together(
+        self, connection: sqlite3.Connection, tx: SQLiteTransaction, operation: Operation[Any, Any], calls: Sequence[Call]
+    ) -> List[Outcome]:
+        assert operation.batch is not None
+        try:
+            results = drive(_as_coroutine(operation.batch(tx, [call.args for call in calls])))
+        except Exception:
+            # one of them is at fault: each again by itself, so that only that one gets the error
+            return [self._read(connection, tx, call) for call in calls]
+        return [
+            (call, None, result) if isinstance(result, BaseException) else (call, result, None)
+            for call, result in zip(calls, results)
+        ]
+
+
+async def _as_coroutine(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def join(thread: DatabaseThread, timeout_s: float) -> bool:
+    """Close `thread` without blocking the loop; False when it did not end within `timeout_s` seconds."""
+    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    loop = ended.get_loop()
+
+    def wait() -> None:
+        done = thread.close(timeout_s)
+        try:
+            loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(done))
+        except RuntimeError:
+            # the loop is gone; nobody waits any more
+            return
+
+    threading.Thread(target=wait, name="atlas-sqlite-close", daemon=True).start()
+    return await ended

@@ -1,0 +1,214 @@
+"""The writer's turn of a unit of work: a transaction on the writer's connection that lasts over many calls.
+
+The writer thread begins the transaction when the turn comes up in its queue and then serves only this turn, until it is
+committed, rolled back, or its deadline passes; then it rolls back by itself, so that a caller that hangs (or calls a
+model inside) never holds up the others for longer than its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Optional, TypeVar
+
+from modules.storage.backends.sqlite_calls import Call, Outcome, deliver
+from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
+from modules.storage.backends.sqlite_errors import translate
+from modules.store_common.errors import DeadlineExceededError, StorageError
+
+if TYPE_CHECKING:
+    from modules.storage.backends.sqlite_threads import WriterThread
+
+__all__ = ["WriterTurn"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# A turn held longer than this is told as a warning event, in seconds: everybody else's writes wait meanwhile.
+_LONG_TURN_S = 1.0
+
+
+class WriterTurn:
+    """One transaction on the writer's connection. Made on the loop; `begin` takes the turn.
+
+    Args:
+        writer: The database's writer thread.
+        deadline: Monotonic time in seconds at which the writer rolls back by itself.
+    """
+
+    def __init__(self, writer: WriterThread, deadline: float) -> None:
+        self._writer = writer
+        self._deadline = deadline
+        self._queue: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._begin: Optional[Call] = None
+        self._ended: Optional[StorageError] = None
+        self._open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the transaction was begun and has not ended."""
+        return self._open and self._ended is None
+
+    async def begin(self) -> None:
+        """Wait for the turn and begin the transaction.
+
+        Raises:
+            DeadlineExceededError: the turn did not come up before the deadline.
+            BusyError: another process holds the database's lock.
+        """
+        self._begin = Call(None, (), {})
+        self._writer.submit(self)  # type: ignore[arg-type]
+        try:
+            await self._begin.result(self._deadline, lambda call: None)
+        except asyncio.CancelledError:
+            # the turn may have come up at this very moment: let the writer go on
+            self._give_up()
+            raise
+
+    async def run(self, function: Callable[[SQLiteTransaction], Coroutine[Any, Any, T]]) -> T:
+        """Run an operation in the transaction, undone by itself if it fails."""
+        result: T = await self.call(lambda connection: _in_savepoint(connection, function))
+        return result
+
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function(connection)` on the writer thread, in the transaction."""
+        call = Call(function, (), {})
+        self._put(call)
+        result: T = await call.result(self._deadline, self._writer.interrupt)
+        return result
+
+    async def commit(self) -> None:
+        """Commit and end the turn. When it raises, the transaction was rolled back."""
+        await self._finish("COMMIT")
+
+    async def rollback(self) -> None:
+        """Roll back and end the turn; harmless when it has ended."""
+        if self.is_open:
+            await self._finish("ROLLBACK")
+
+    async def _finish(self, verb: str) -> None:
+        call = Call(verb, (), {})
+        self._put(call)
+        await call.result(self._deadline + 1.0, lambda call: None)
+
+    def _put(self, call: Call) -> None:
+        if self._ended is not None:
+            raise self._ended
+        self._queue.put(call)
+        if self._ended is not None and not call.future.done():
+            # the writer left between the two looks; nobody reads this queue any more
+            call.future.set_exception(self._ended)
+
+    def _give_up(self) -> None:
+        self._ended = DeadlineExceededError("the unit of work was cancelled")
+        self._queue.put(Call("ROLLBACK", (), {}))
+
+    # --- on the writer thread -----------------------------------------------------------------------------------
+
+    def serve(self, connection: sqlite3.Connection) -> None:
+        """Hold the turn until it ends."""
+        begin = self._begin
+        if begin is None or self._ended is not None or not begin.claim():
+            return
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as exc:
+            error = translate(exc)
+            error.__cause__ = exc
+            self._leave(error)
+            deliver([(begin, None, error)])
+            return
+        started = time.monotonic()
+        self._open = True
+        deliver([(begin, None, None)])
+        try:
+            self._serve_calls(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            held = time.monotonic() - started
+            if held > _LONG_TURN_S:
+                logger.warning(
+                    "storage.sqlite.turn_held_long", extra={"backend": "sqlite", "duration_ms": round(held * 1000)}
+                )
+
+    def refuse(self, error: StorageError) -> None:
+        """Answer a turn that never came up."""
+        self._leave(error)
+        if self._begin is not None:
+            deliver([(self._begin, None, error)])
+
+    def _serve_calls(self, connection: sqlite3.Connection) -> None:
+        while True:
+            try:
+                call = self._queue.get(timeout=max(0.0, self._deadline - time.monotonic()))
+            except queue.Empty:
+                connection.execute("ROLLBACK")
+                self._leave(
+                    DeadlineExceededError("the unit of work passed its deadline and was rolled back; nothing of it was kept")
+                )
+                return
+            if isinstance(call.work, str):
+                self._end(connection, call)
+                return
+            if call.claim():
+                deliver([self._attempt(connection, call)])
+            if not connection.in_transaction:
+                self._leave(
+                    StorageError("SQLite rolled the unit of work back after an error; nothing of it was kept; begin again")
+                )
+                return
+
+    def _attempt(self, connection: sqlite3.Connection, call: Call) -> Outcome:
+        self._writer._set_current(call)
+        try:
+            return call, call.work(connection), None
+        except Exception as exc:
+            return call, None, exc
+        finally:
+            self._writer._set_current(None)
+
+    def _end(self, connection: sqlite3.Connection, call: Call) -> None:
+        call.claim()
+        error: Optional[StorageError] = None
+        try:
+            connection.execute(call.work)
+        except sqlite3.Error as exc:
+            error = translate(exc)
+            error.__cause__ = exc
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        self._leave(StorageError("the unit of work has ended; begin a new one"))
+        deliver([(call, None, error)])
+
+    def _leave(self, error: StorageError) -> None:
+        """End the turn: calls that still wait, and later ones, get `error`."""
+        if self._ended is None:
+            self._ended = error
+        while True:
+            try:
+                call = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            deliver([(call, None, self._ended)])
+
+
+def _in_savepoint(
+    connection: sqlite3.Connection, function: Callable[[SQLiteTransaction], Coroutine[Any, Any, T]]
+) -> T:
+    try:
+        connection.execute("SAVEPOINT operation")
+        try:
+            result = drive(function(SQLiteTransaction(connection)))
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK TO operation")
+                connection.execute("RELEASE operation")
+            raise
+        connection.execute("RELEASE operation")
+    except sqlite3.Error as exc:
+        raise translate(exc) from exc
+    return result
