@@ -59,12 +59,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)
 
+# Every check runs, so that one look shows everything that is wrong.
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy $(SOURCES)
-	$(BIN)/lint-imports
-	$(BIN)/vermin --quiet --no-tips --violations --target=3.9- $(SOURCES)
+	@failed=""; \
+	check() { echo "== $$*"; "$(BIN)/$$@" || failed="$$failed $$1"; }; \
+	check ruff check $(CODE); \
+	check ruff format --check $(CODE); \
+	check mypy $(SOURCES); \
+	check lint-imports; \
+	check vermin --quiet --no-tips --violations --target=3.9- $(SOURCES); \
+	[ -z "$$failed" ] || { echo "lint failed:$$failed"; exit 1; }
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)
