@@ -154,7 +154,8 @@ def encode_json(value: Any, where: str, *, max_bytes: int = MAX_JSON_BYTES) -> J
 
 def decode_json(text: Union[str, bytes]) -> Any:
     """Return the value that `encode_json` wrote."""
-    value = orjson.loads(text)
+    # orjson takes str itself only, no subclass
+    value = orjson.loads(str(text) if type(text) is JsonText else text)
     if (_ESCAPE if isinstance(text, str) else _ESCAPE_BYTES) in text:  # type: ignore[operator]
         return _map_text(value, decode_text)
     return value

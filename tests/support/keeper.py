@@ -32,12 +32,12 @@ def process_birth(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     pass
 
 
 def _end(*_: Any) -> None:
-    raise _Ended
+    raise _EndedError
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         _write(directory / "server.json", report)
         while "error" not in report and _owner_lives(owner, born) and (directory / "server.json").exists():
             time.sleep(0.2)
-    except _Ended:
+    except _EndedError:
         pass
     finally:
         cluster.stop()
