@@ -296,10 +296,14 @@ async def join(thread: DatabaseThread, timeout_s: float) -> bool:
     ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     loop = ended.get_loop()
 
+    def settle(done: bool) -> None:
+        if not ended.done():
+            ended.set_result(done)
+
     def wait() -> None:
         done = thread.close(timeout_s)
         try:
-            loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(done))
+            loop.call_soon_threadsafe(settle, done)
         except RuntimeError:
             # the loop is gone; nobody waits any more
             return

@@ -60,7 +60,7 @@ class WriterTurn:
             BusyError: another process holds the database's lock.
         """
         self._begin = Call(None, (), {})
-        self._writer.submit(self)  # type: ignore[arg-type]
+        self._writer.submit(self)
         try:
             await self._begin.result(self._deadline, lambda call: None)
         except asyncio.CancelledError:

@@ -1,0 +1,183 @@
+"""Calls of one operation that wait at the same time become one statement (ACCESS_PATH item 14).
+
+A lone call goes at once, by itself. While calls are under way, later ones of the same operation gather; when a place is
+free they leave together through the operation's `batch` form. Each caller gets its own result or error. A batch that
+fails as a whole (one of them broke a rule) is run again one by one, so that only the culprit gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Deque, Dict, Hashable, List, Sequence, Set, Tuple
+
+from modules.store_common.errors import DeadlineExceededError, OverloadedError, StorageError, UnavailableError
+
+if TYPE_CHECKING:
+    from modules.storage.operations import Operation
+
+__all__ = ["Coalescer"]
+
+_MAX_BATCH = 256
+_Waiting = Tuple[Tuple[Any, ...], "asyncio.Future[Any]", float]
+#: Runs one call: (operation, args, deadline).
+RunOne = Callable[["Operation[Any, Any]", Tuple[Any, ...], float], Awaitable[Any]]
+#: Runs many calls as one: (operation, list of args, deadline) -> outcomes.
+RunBatch = Callable[["Operation[Any, Any]", Sequence[Tuple[Any, ...]], float], Awaitable[Sequence[Any]]]
+
+
+class _Lane:
+    """The calls of one operation."""
+
+    __slots__ = ("under_way", "waiting")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.waiting: Deque[_Waiting] = deque()
+
+
+class Coalescer:
+    """Gathers calls on one event loop.
+
+    Args:
+        run_one: Runs a call by itself.
+        run_batch: Runs calls together.
+        places: How many statements of one operation may be under way at once.
+        max_waiting: Calls of one operation that may wait; further ones fail at once.
+    """
+
+    def __init__(self, run_one: RunOne, run_batch: RunBatch, *, places: int, max_waiting: int) -> None:
+        self._run_one = run_one
+        self._run_batch = run_batch
+        self._places = places
+        self._max_waiting = max_waiting
+        self._lanes: Dict[Operation[Any, Any], _Lane] = {}
+        self._loop = asyncio.get_running_loop()
+        self._tasks: Set[asyncio.Task[None]] = set()
+
+    async def call(self, operation: Operation[Any, Any], args: Tuple[Any, ...], deadline: float) -> Any:
+        """Run a call, alone or in company.
+
+        Args:
+            deadline: Monotonic time in seconds.
+        """
+        lane = self._lanes.get(operation)
+        if lane is None:
+            lane = self._lanes[operation] = _Lane()
+        if lane.under_way < self._places and not lane.waiting:
+            lane.under_way += 1
+            try:
+                return await self._run_one(operation, args, deadline)
+            finally:
+                self._leave(operation, lane)
+        if len(lane.waiting) >= self._max_waiting:
+            raise OverloadedError(f"{len(lane.waiting)} calls of {operation.name} wait already; slow down and try again")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
+        lane.waiting.append((args, future, deadline))
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    async def drain(self) -> None:
+        """Wait for the batches under way."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _leave(self, operation: Operation[Any, Any], lane: _Lane) -> None:
+        """Free a place, and fill it with those who wait."""
+        lane.under_way -= 1
+        while lane.waiting and lane.under_way < self._places:
+            batch = self._next_batch(operation, lane)
+            if not batch:
+                return
+            lane.under_way += 1
+            task = self._loop.create_task(self._go(operation, lane, batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _next_batch(self, operation: Operation[Any, Any], lane: _Lane) -> List[_Waiting]:
+        """Take waiting calls in order, up to the first that conflicts with one taken."""
+        batch: List[_Waiting] = []
+        keys: Set[Hashable] = set()
+        conflict_key = operation.conflict_key
+        while lane.waiting and len(batch) < _MAX_BATCH:
+            if lane.waiting[0][1].done():
+                lane.waiting.popleft()
+                continue
+            if conflict_key is not None:
+                key = conflict_key(*lane.waiting[0][0])
+                if key in keys:
+                    break
+                keys.add(key)
+            batch.append(lane.waiting.popleft())
+        return batch
+
+    async def _go(self, operation: Operation[Any, Any], lane: _Lane, batch: List[_Waiting]) -> None:
+        try:
+            if len(batch) == 1:
+                await self._settle_alone(operation, batch[0])
+            else:
+                await self._settle_together(operation, batch)
+        except BaseException as exc:
+            for _, future, _ in batch:
+                if not future.done():
+                    future.set_exception(UnavailableError("the call's batch was cancelled; try again"))
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._leave(operation, lane)
+
+    async def _settle_together(self, operation: Operation[Any, Any], batch: List[_Waiting]) -> None:
+        # the longest patience counts for the statement; each caller's own timer ends its own wait
+        deadline = max(item[2] for item in batch)
+        try:
+            outcomes = await self._run_batch(operation, [args for args, _, _ in batch], deadline)
+        except (UnavailableError, DeadlineExceededError) as exc:
+            for _, future, _ in batch:
+                _finish(future, exc)
+        except Exception:
+            for item in batch:
+                await self._settle_alone(operation, item)
+        else:
+            for (_, future, _), outcome in zip(batch, outcomes):
+                _finish(future, outcome)
+
+    async def _settle_alone(self, operation: Operation[Any, Any], item: _Waiting) -> None:
+        args, future, deadline = item
+        if future.done():
+            return
+        try:
+            _finish(future, await self._run_one(operation, args, deadline))
+        except Exception as exc:
+            _finish(future, exc)
+
+
+def _finish(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(_own_copy(outcome))
+    else:
+        future.set_result(outcome)
+
+
+def _own_copy(error: BaseException) -> BaseException:
+    """Return an exception for one caller: the same object raised in many tasks would mix up their tracebacks."""
+    if not isinstance(error, StorageError):
+        return error
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    copy.constraint = error.constraint
+    return copy
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(
+            DeadlineExceededError(
+                "the PostgreSQL call did not end within its deadline; a write may or may not have been applied"
+            )
+        )

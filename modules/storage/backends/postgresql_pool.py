@@ -1,0 +1,333 @@
+"""A pool of PostgreSQL connections for one event loop.
+
+Why our own: no reset round trip at check-in (20-31 % of throughput, ACCESS_PATH item 6; nothing of ours changes the
+session), first come first served (p99 24 ms instead of 63-184 ms at 64 tasks, item 7), every wait has a deadline, and a
+connection whose state is in doubt (cancelled, timed out, broken) is closed, never handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter, deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, AsyncIterator, Deque, Dict, Optional
+
+from modules.storage.backends.postgresql_connection import PostgresOptions, connect, remaining
+from modules.storage.backends.postgresql_errors import DRIVER_ERRORS
+from modules.storage.pool_errors import PoolError, PoolTimeoutError
+from modules.store_common.errors import NotInitializedError
+
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = ["ConnectionBudget", "PooledConnection", "PostgresPool"]
+
+logger = logging.getLogger(__name__)
+
+# An idle connection is asked whether it lives before it is used, when it was idle for this long (seconds).
+_PING_AFTER_IDLE_S = 5.0
+_REAP_INTERVAL_S = 15.0
+
+
+class ConnectionBudget:
+    """How many connections all pools of one database may hold together; each event loop has a pool of its own."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Reserve one connection; False when none is left."""
+        with self._lock:
+            if self.used >= self.limit:
+                return False
+            self.used += 1
+            return True
+
+    def give(self, count: int = 1) -> None:
+        """Give back."""
+        with self._lock:
+            self.used -= count
+
+
+class PooledConnection:
+    """A connection and what the pool knows of it."""
+
+    __slots__ = ("idle_since", "opened_at", "raw")
+
+    def __init__(self, raw: asyncpg.Connection[Any]) -> None:
+        self.raw = raw
+        self.opened_at = self.idle_since = time.monotonic()
+
+
+class PostgresPool:
+    """Connections of one event loop; made and used on that loop only.
+
+    Args:
+        options: How connections are opened.
+        budget: Shared by all pools of the database.
+        keep: Connections kept open when idle.
+        timeout_s: Longest wait for a connection, in seconds.
+        max_waiters: Calls that may wait; further ones fail at once.
+        max_lifetime_s: A connection older than this is replaced; -1 never.
+        max_idle_s: A connection idle for longer is closed.
+        ping: Check a connection that was idle for some seconds before it is used.
+    """
+
+    def __init__(
+        self,
+        options: PostgresOptions,
+        budget: ConnectionBudget,
+        *,
+        keep: int,
+        timeout_s: float,
+        max_waiters: int,
+        max_lifetime_s: float,
+        max_idle_s: float,
+        ping: bool,
+    ) -> None:
+        self._options = options
+        self._budget = budget
+        self._keep = keep
+        self._timeout_s = timeout_s
+        self._max_waiters = max_waiters
+        self._max_lifetime_s = max_lifetime_s if max_lifetime_s > 0 else float("inf")
+        self._max_idle_s = max_idle_s
+        self._ping = ping
+        self._loop = asyncio.get_running_loop()
+        self._idle: Deque[PooledConnection] = deque()
+        self._waiters: Deque[asyncio.Future[Optional[PooledConnection]]] = deque()
+        self._holders: Counter[Any] = Counter()
+        self._open = 0
+        self._closed = False
+        # connections opened before this moment may be dead: the server was seen to go away
+        self._suspect_before = 0.0
+        self._reaper: asyncio.TimerHandle = self._loop.call_later(_REAP_INTERVAL_S, self._reap)
+
+    @property
+    def statistics(self) -> Dict[str, int]:
+        """Connections open, in use and idle, calls that wait, and the limit."""
+        idle = len(self._idle)
+        return {
+            "size": self._open,
+            "in_use": self._open - idle,
+            "idle": idle,
+            "waiting": len(self._waiters),
+            "limit": self._budget.limit,
+        }
+
+    @asynccontextmanager
+    async def connection(self, deadline: float) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """Lend a connection; it is kept only if the block ends without an error."""
+        pooled = await self.acquire(deadline)
+        healthy = False
+        try:
+            yield pooled.raw
+            healthy = True
+        finally:
+            self.release(pooled, healthy)
+
+    async def acquire(self, deadline: float) -> PooledConnection:
+        """Return a connection for the current task.
+
+        Args:
+            deadline: Monotonic time in seconds.
+
+        Raises:
+            PoolTimeoutError: none became free in time, or too many calls wait.
+            PoolError: this task holds one already and waits for itself.
+            UnavailableError: the server cannot be reached.
+        """
+        task = asyncio.current_task()
+        while True:
+            pooled = self._take_idle() or await self._open_or_wait(deadline, task)
+            if await self._usable(pooled, deadline):
+                self._holders[task] += 1
+                return pooled
+
+    def release(self, pooled: PooledConnection, healthy: bool) -> None:
+        """Take a connection back from the current task; an unhealthy one is closed at once."""
+        task = asyncio.current_task()
+        if self._holders[task] <= 1:
+            del self._holders[task]
+        else:
+            self._holders[task] -= 1
+        if not healthy or self._closed or pooled.raw.is_closed() or pooled.raw.is_in_transaction():
+            self._discard(pooled)
+            return
+        pooled.idle_since = time.monotonic()
+        if not self._hand_on(pooled):
+            self._idle.append(pooled)
+
+    def suspect(self) -> None:
+        """Say that the server broke a connection: those opened until now are asked before they are used."""
+        self._suspect_before = time.monotonic()
+
+    async def close(self, timeout_s: float) -> None:
+        """Close idle connections politely, and those in use when they come back. Later calls are refused."""
+        self._closed = True
+        self._reaper.cancel()
+        closed = NotInitializedError("the PostgreSQL pool", "it was shut down")
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(closed)
+        idle, self._idle = list(self._idle), deque()
+        if idle:
+            # a frozen server must not keep shutdown waiting
+            await asyncio.wait([asyncio.ensure_future(_close_politely(p.raw, timeout_s)) for p in idle])
+        self._forget(len(idle))
+
+    def abandon(self) -> None:
+        """Forget everything: the event loop is gone, nothing can be closed on it any more."""
+        self._closed = True
+        self._forget(self._open)
+
+    def shrink(self) -> None:
+        """Close the idle connections: another event loop needs their share of the budget."""
+        while self._idle:
+            self._discard(self._idle.popleft())
+
+    def _take_idle(self) -> Optional[PooledConnection]:
+        if self._closed:
+            raise NotInitializedError("the PostgreSQL pool", "it was shut down")
+        while self._idle:
+            pooled = self._idle.pop()
+            if not self._stale(pooled):
+                return pooled
+            self._discard(pooled)
+        return None
+
+    def _stale(self, pooled: PooledConnection) -> bool:
+        now = time.monotonic()
+        return (
+            pooled.raw.is_closed()
+            or now - pooled.opened_at > self._max_lifetime_s
+            or now - pooled.idle_since > self._max_idle_s
+        )
+
+    async def _usable(self, pooled: PooledConnection, deadline: float) -> bool:
+        """Whether the connection lives; a dead one is closed. Asks only when there is a doubt."""
+        if pooled.raw.is_closed():
+            self._discard(pooled)
+            return False
+        doubt = pooled.opened_at < self._suspect_before or (
+            self._ping and time.monotonic() - pooled.idle_since > _PING_AFTER_IDLE_S
+        )
+        if not doubt:
+            return True
+        try:
+            await pooled.raw.execute("SELECT 1", timeout=min(remaining(deadline), self._options.connect_timeout_s))
+        except DRIVER_ERRORS:
+            self._discard(pooled)
+            return False
+        except BaseException:
+            self._discard(pooled)
+            raise
+        pooled.idle_since = time.monotonic()
+        if pooled.opened_at < self._suspect_before:
+            pooled.opened_at = pooled.idle_since
+        return True
+
+    async def _open_or_wait(self, deadline: float, task: Any) -> PooledConnection:
+        if self._budget.take():
+            return await self._connect(deadline)
+        if self._holders.get(task):
+            raise PoolError(
+                f"this task holds a connection and asks for another while all {self._budget.limit} are in use: it would "
+                "wait for itself; use the unit of work's own stores inside it, or raise sql.pool.max_overflow"
+            )
+        if len(self._waiters) >= self._max_waiters:
+            raise PoolTimeoutError(
+                f"{len(self._waiters)} calls wait for one of {self._budget.limit} PostgreSQL connections already",
+                self._budget.limit,
+            )
+        return await self._wait(deadline)
+
+    async def _connect(self, deadline: float) -> PooledConnection:
+        self._open += 1
+        try:
+            return PooledConnection(await connect(self._options, deadline))
+        except BaseException:
+            self._forget(1)
+            self._hand_on(None)
+            raise
+
+    async def _wait(self, deadline: float) -> PooledConnection:
+        started = time.monotonic()
+        waiter: asyncio.Future[Optional[PooledConnection]] = self._loop.create_future()
+        timer = self._loop.call_later(max(0.0, min(deadline - started, self._timeout_s)), self._expire, waiter, started)
+        self._waiters.append(waiter)
+        try:
+            pooled = await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._pass_on(waiter.result())
+            raise
+        finally:
+            timer.cancel()
+        if pooled is not None:
+            return pooled
+        # a connection was closed and its share of the budget is ours
+        if self._budget.take():
+            return await self._connect(deadline)
+        return await self._wait(deadline)
+
+    def _expire(self, waiter: asyncio.Future[Optional[PooledConnection]], started: float) -> None:
+        if waiter.done():
+            return
+        waited = time.monotonic() - started
+        waiter.set_exception(
+            PoolTimeoutError(
+                f"no PostgreSQL connection became free within {waited:.1f} s: all {self._budget.limit} are in use "
+                "(sql.pool.size + sql.pool.max_overflow); raise the limit or look for calls that hold one",
+                self._budget.limit,
+                waited,
+            )
+        )
+
+    def _pass_on(self, pooled: Optional[PooledConnection]) -> None:
+        """Give what a cancelled waiter had got to the next one."""
+        if not self._hand_on(pooled) and pooled is not None:
+            self._idle.append(pooled)
+
+    def _hand_on(self, pooled: Optional[PooledConnection]) -> bool:
+        """Give a connection (None: the right to open one) to the longest waiting call; False when none waits."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(pooled)
+                return True
+        return False
+
+    def _discard(self, pooled: PooledConnection) -> None:
+        if not pooled.raw.is_closed():
+            pooled.raw.terminate()
+        self._forget(1)
+        self._hand_on(None)
+
+    def _forget(self, count: int) -> None:
+        self._open -= count
+        self._budget.give(count)
+
+    def _reap(self) -> None:
+        """Close connections that were idle for too long, and the overflow; again in some seconds."""
+        for pooled in list(self._idle):
+            if self._stale(pooled) or (self._open > self._keep and time.monotonic() - pooled.idle_since > _REAP_INTERVAL_S):
+                self._idle.remove(pooled)
+                self._discard(pooled)
+        self._reaper = self._loop.call_later(_REAP_INTERVAL_S, self._reap)
+
+
+async def _close_politely(raw: asyncpg.Connection[Any], timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(raw.close(timeout=timeout_s), timeout_s)
+    except DRIVER_ERRORS:
+        logger.debug("storage.postgresql.close_forced", extra={"backend": "postgresql"})
+    finally:
+        if not raw.is_closed():
+            raw.terminate()
