@@ -125,7 +125,7 @@ def logs_off_the_list(source: Source) -> Iterator[Finding]:
                 source, node, scope, 'the message must be one fixed event name such as "storage.initialized"'
             )
         for keyword in node.keywords:
-            if keyword.arg == "extra" and not _literal_keys(keyword.value):
+            if keyword.arg == "extra" and not _literal_keys(keyword.value, source, scope):
                 yield _found(
                     source, node, scope, f"extra must be a literal dict with keys of {sorted(LOG_KEYS)}"
                 )
@@ -134,7 +134,14 @@ def logs_off_the_list(source: Source) -> Iterator[Finding]:
 LOGGERS = {"logger", "log", "_logger", "_log", "LOGGER", "LOG"}
 
 
-def _literal_keys(value: ast.expr) -> bool:
+def _literal_keys(value: ast.expr, source: Source, scope: str) -> bool:
+    if isinstance(value, ast.Name):  # a name that is given literals only, in the same function
+        given = [
+            node.value
+            for node, where in walk(source.tree)
+            if isinstance(node, ast.Assign) and where == scope and dotted(node.targets[0]) == value.id
+        ]
+        return bool(given) and all(isinstance(v, ast.Dict) and _literal_keys(v, source, scope) for v in given)
     return isinstance(value, ast.Dict) and all(
         isinstance(key, ast.Constant) and key.value in LOG_KEYS for key in value.keys
     )
@@ -242,6 +249,7 @@ BAD = [
     (logs_off_the_list, "logger.info('pool.opened %s', url)"),
     (logs_off_the_list, "self._logger.error('pool.failed', extra={'name': 1})"),
     (logs_off_the_list, "logger.error('pool.failed', extra=values)"),
+    (logs_off_the_list, "def f():\n    values = {'url': 1}\n    logger.error('pool.failed', extra=values)"),
     (hides_or_invents_names, "__all__ = ['gone']"),
     (hides_or_invents_names, "__all__ = []\ndef public(): ..."),
     (hides_or_invents_names, "__all__ = []\nLIMIT: int = 3"),
