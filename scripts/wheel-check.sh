@@ -11,13 +11,16 @@ trap 'rm -rf "$work"' EXIT INT TERM
 echo "== building the source distribution, and the wheel from it"
 "$root/$1/bin/python" -m build --outdir "$work/dist" "$root" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 wheel=$(ls "$work"/dist/*.whl)
-"$root/$1/bin/python" - "$wheel" <<'PY'
+"$root/$1/bin/python" - "$wheel" "$root" <<'PY'
+import pathlib
 import sys
 import zipfile
 
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 strangers = [n for n in names if n.split("/")[0] not in ("modules", "ATLAS") and ".dist-info/" not in n]
-wanted = ["modules/storage/py.typed", "modules/storage/version.py", "modules/store_common/py.typed"]
+root = pathlib.Path(sys.argv[2])
+ours = [path for top in ("modules", "ATLAS") for path in (root / top).rglob("*") if path.is_file()]
+wanted = [path.relative_to(root).as_posix() for path in ours if path.suffix != ".pyc"]
 missing = [n for n in wanted if n not in names]
 if strangers or missing or "modules/__init__.py" in names:
     sys.exit("wheel: does not belong there: %s; missing: %s; modules must stay a namespace" % (strangers, missing))
