@@ -1,0 +1,1 @@
+"""The base tools: the key-value store (`kv_store`)."""

@@ -1,0 +1,168 @@
+"""Quotas: limits in bytes for a namespace and for a tenant, exact under concurrency.
+
+A write under a limit runs in one transaction: lock the accounts it counts against, write (the triggers of `kv_models`
+book it), read the accounts, and fail as a whole when a limit is passed. The accounts are locked before any entry, so
+that writers of one configuration never wait for each other in a circle. The first write under a limit opens the account:
+it holds the whole table for the moment of one SUM, because a writer that does not know of the limit may be at work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Tuple
+
+from sqlalchemy import BigInteger, and_, bindparam, delete, func, literal_column, or_, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from modules.storage.columns import utc_now
+from modules.storage.operations import Operation, Transaction, write
+from modules.storage.schema import Identifier
+from modules.storage.statements import Statement
+from modules.Tools.Base_Tools.kv_errors import GlobalQuotaExceededError, NamespaceQuotaExceededError
+from modules.Tools.Base_Tools.kv_models import TOTAL, KeyValueRow, KeyValueUsageRow
+
+__all__ = ["LOCK_TENANT_ACCOUNTS", "Limits", "within_limits"]
+
+_E: Any = KeyValueRow.__table__
+_U: Any = KeyValueUsageRow.__table__
+_TENANT = bindparam("tenant", type_=Identifier)
+_SPACE = bindparam("space", type_=Identifier)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Configured limits in bytes; 0 is no limit.
+
+    Attributes:
+        namespace_bytes: For each namespace of each tenant.
+        total_bytes: For each tenant, over all its namespaces.
+    """
+
+    namespace_bytes: int = 0
+    total_bytes: int = 0
+
+    def __bool__(self) -> bool:
+        return self.namespace_bytes > 0 or self.total_bytes > 0
+
+    def accounts(self, namespace: str) -> Dict[str, int]:
+        """Return the limit of each account that a write to `namespace` counts against."""
+        limits = {namespace: self.namespace_bytes, TOTAL: self.total_bytes}
+        return {name: limit for name, limit in limits.items() if limit > 0}
+
+
+def _these(table: Any) -> Any:
+    """Return the condition for the accounts `one` and `two` of a tenant; both may be the same name."""
+    return and_(
+        table.c.tenant_id == _TENANT,
+        or_(
+            table.c.namespace == bindparam("one", type_=Identifier),
+            table.c.namespace == bindparam("two", type_=Identifier),
+        ),
+    )
+
+
+_OTHER = _U.alias("other")
+_ALL_THERE = select(func.count()).select_from(_OTHER).where(_these(_OTHER)).scalar_subquery()
+_ACCOUNTS = select(_U.c.namespace, _U.c.size_bytes).where(_these(_U))
+READ_ACCOUNTS = Statement(_ACCOUNTS)
+#: Locks the accounts, or gives and locks nothing when one of them is not there yet.
+LOCK_ACCOUNTS = Statement(
+    _ACCOUNTS.where(_ALL_THERE == bindparam("wanted", type_=BigInteger)).order_by(_U.c.namespace).with_for_update()
+)
+LOCK_TENANT_ACCOUNTS = Statement(
+    select(_U.c.namespace).where(_U.c.tenant_id == _TENANT).order_by(_U.c.namespace).with_for_update()
+)
+#: SQLite's writer is alone already.
+STOP_WRITERS = Statement(postgresql=text("LOCK TABLE atlas_kv_entries IN SHARE ROW EXCLUSIVE MODE"))
+
+
+def _open_account(insert: Any, *, total: bool) -> Any:
+    count = select(
+        _TENANT,
+        literal_column("''", Identifier) if total else _SPACE,
+        func.coalesce(func.sum(_E.c.size_bytes), literal_column("0", BigInteger)),
+        func.count(),
+    ).where(_E.c.tenant_id == _TENANT)
+    if not total:
+        count = count.where(_E.c.namespace == _SPACE)
+    statement = insert(_U).from_select(["tenant_id", "namespace", "size_bytes", "entries"], count)
+    return statement.on_conflict_do_nothing()
+
+
+OPEN_NAMESPACE = Statement(
+    postgresql=_open_account(postgresql.insert, total=False), sqlite=_open_account(sqlite.insert, total=False)
+)
+OPEN_TOTAL = Statement(
+    postgresql=_open_account(postgresql.insert, total=True), sqlite=_open_account(sqlite.insert, total=True)
+)
+_EXPIRED = delete(_E).where(_E.c.tenant_id == _TENANT, _E.c.expires_at <= utc_now())
+PURGE_NAMESPACE = Statement(_EXPIRED.where(_E.c.namespace == _SPACE))
+PURGE_TENANT = Statement(_EXPIRED)
+
+
+@write
+async def within_limits(
+    tx: Transaction,
+    limits: Limits,
+    tenant_id: str,
+    namespace: str,
+    operation: Operation[Any, Any],
+    arguments: Tuple[Any, ...],
+) -> Any:
+    """Run a write of one namespace and return its result, or fail when it passes a limit.
+
+    A write that makes nothing larger is let through whatever is used: it cannot be the one that passes the limit.
+    """
+    accounts = limits.accounts(namespace)
+    before = await _lock(tx, tenant_id, namespace, accounts)
+    result = await operation(tx, tenant_id, namespace, *arguments)
+    after = await _read(tx, tenant_id, accounts)
+    needed = {name: after[name] - before[name] for name in accounts}
+    if any(_passes(name, after, needed, accounts) for name in accounts):
+        if _passes(TOTAL, after, needed, accounts):
+            await tx.run(PURGE_TENANT, tenant=tenant_id)
+        else:
+            await tx.run(PURGE_NAMESPACE, tenant=tenant_id, space=namespace)
+        after = await _read(tx, tenant_id, accounts)
+        for name in accounts:
+            if _passes(name, after, needed, accounts):
+                raise _refusal(name, accounts[name], after[name] - needed[name], needed[name])
+    return result
+
+
+def _passes(name: str, used: Dict[str, int], needed: Dict[str, int], limits: Dict[str, int]) -> bool:
+    return name in limits and needed[name] > 0 and used[name] > limits[name]
+
+
+def _names(accounts: Dict[str, int]) -> Dict[str, str]:
+    names = list(accounts)
+    return {"one": names[0], "two": names[-1]}
+
+
+async def _read(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Dict[str, int]:
+    return {row[0]: row[1] for row in await tx.all(READ_ACCOUNTS, tenant=tenant_id, **_names(accounts))}
+
+
+async def _lock(tx: Transaction, tenant_id: str, namespace: str, accounts: Dict[str, int]) -> Dict[str, int]:
+    where: Dict[str, Any] = {"tenant": tenant_id, "wanted": len(accounts), **_names(accounts)}
+    rows = await tx.all(LOCK_ACCOUNTS, **where)
+    if not rows:
+        if tx.dialect == "postgresql":
+            await tx.run(STOP_WRITERS)
+        if namespace in accounts:
+            await tx.run(OPEN_NAMESPACE, tenant=tenant_id, space=namespace)
+        if TOTAL in accounts:
+            await tx.run(OPEN_TOTAL, tenant=tenant_id)
+        rows = await tx.all(LOCK_ACCOUNTS, **where)
+    return {row[0]: row[1] for row in rows}
+
+
+def _refusal(name: str, limit: int, used: int, needed: int) -> Exception:
+    amounts = f"of {limit} bytes: {used} are used and this write needs {needed} more; delete something or raise"
+    if name == TOTAL:
+        return GlobalQuotaExceededError(
+            f"the tenant's limit {amounts} kv.global_quota_bytes", limit, used, needed
+        )
+    return NamespaceQuotaExceededError(
+        f"the namespace {name!r} has a limit {amounts} kv.namespace_quota_bytes", limit, used, needed
+    )

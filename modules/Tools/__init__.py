@@ -1,0 +1,1 @@
+"""Tools for agents, and the stores behind them."""
