@@ -15,6 +15,7 @@ from modules.storage.backends.coalescing import Coalescer
 from modules.storage.backends.postgresql_connection import PostgresOptions, PostgresTransaction
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
 from modules.storage.backends.postgresql_pool import ConnectionBudget, PooledConnection, PostgresPool
+from modules.storage.backends.postgresql_unit import PostgresUnit, create_unit_engine
 from modules.storage.pool_errors import PoolError
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import (
@@ -27,6 +28,8 @@ from modules.store_common.errors import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from modules.storage.operations import Operation
 
 __all__ = ["PoolLimits", "PostgresExecutor", "ServerFacts"]
@@ -88,6 +91,7 @@ class PostgresExecutor:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._is_open = False
+        self._orm_engine: Optional[AsyncEngine] = None
         self.facts: Optional[ServerFacts] = None
 
     @property
@@ -148,6 +152,17 @@ class PostgresExecutor:
             return result
         result = await self._run(pool, operation.function, operation, args, kwargs, deadline)
         return result
+
+    def unit(self, deadline: float) -> PostgresUnit:
+        """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
+        self._here()
+        return PostgresUnit(self, deadline)
+
+    def orm_engine(self) -> AsyncEngine:
+        """Return the async SQLAlchemy engine for sessions inside units of work."""
+        if self._orm_engine is None:
+            self._orm_engine = create_unit_engine()
+        return self._orm_engine
 
     def pool(self) -> PostgresPool:
         """Return the pool of the running event loop (for units of work and administration)."""

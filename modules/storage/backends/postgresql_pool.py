@@ -57,10 +57,11 @@ class ConnectionBudget:
 class PooledConnection:
     """A connection and what the pool knows of it."""
 
-    __slots__ = ("idle_since", "opened_at", "raw")
+    __slots__ = ("holder", "idle_since", "opened_at", "raw")
 
     def __init__(self, raw: asyncpg.Connection[Any]) -> None:
         self.raw = raw
+        self.holder: Any = None
         self.opened_at = self.idle_since = time.monotonic()
 
 
@@ -146,16 +147,17 @@ class PostgresPool:
         while True:
             pooled = self._take_idle() or await self._open_or_wait(deadline, task)
             if await self._usable(pooled, deadline):
+                pooled.holder = task
                 self._holders[task] += 1
                 return pooled
 
     def release(self, pooled: PooledConnection, healthy: bool) -> None:
-        """Take a connection back from the current task; an unhealthy one is closed at once."""
-        task = asyncio.current_task()
-        if self._holders[task] <= 1:
-            del self._holders[task]
+        """Take a connection back from its holder; an unhealthy one is closed at once."""
+        holder, pooled.holder = pooled.holder, None
+        if self._holders[holder] <= 1:
+            del self._holders[holder]
         else:
-            self._holders[task] -= 1
+            self._holders[holder] -= 1
         if not healthy or self._closed or pooled.raw.is_closed() or pooled.raw.is_in_transaction():
             self._discard(pooled)
             return

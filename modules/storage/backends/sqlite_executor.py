@@ -13,11 +13,14 @@ from typing_extensions import ParamSpec
 from modules.storage.backends.sqlite_calls import Call
 from modules.storage.backends.sqlite_connection import SQLiteOptions, open_connection
 from modules.storage.backends.sqlite_threads import DatabaseThread, ReaderThread, WriterThread, join
-from modules.storage.backends.sqlite_turn import WriterTurn
+from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
+from modules.storage.backends.sqlite_unit import SQLiteUnit
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import NotInitializedError, StorageError, WrongProcessError
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from modules.storage.operations import Operation
 
 __all__ = ["SQLiteExecutor"]
@@ -48,6 +51,7 @@ class SQLiteExecutor:
         self._lock = threading.Lock()
         # tasks that hold the writer's turn: what they do outside of it would wait for themselves
         self._turn_holders: Dict[Any, WriterTurn] = {}
+        self._orm_engine: Optional[AsyncEngine] = None
 
     @property
     def is_open(self) -> bool:
@@ -99,17 +103,32 @@ class SQLiteExecutor:
         result: R = await call.result(deadline_after(self._command_timeout_s), thread.interrupt)
         return result
 
-    async def call_writer(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function(connection)` in a writer's turn of its own (for administration and ORM sessions)."""
-        turn = self.turn(deadline_after(self._command_timeout_s))
-        await turn.begin()
-        try:
-            result = await turn.call(function)
-        except BaseException:
-            await turn.rollback()
-            raise
-        await turn.commit()
+    async def call_bare(self, function: Callable[[sqlite3.Connection], T], *, timeout_s: Optional[float] = None) -> T:
+        """Run `function(connection)` on the writer thread outside a transaction.
+
+        Args:
+            function: Blocks every write until it returns.
+            timeout_s: Its deadline in seconds; None: the default of calls.
+        """
+        self._refuse_self_wait(writes=True)
+        turn = BareTurn(function)
+        self._thread(writes=True).submit(turn)
+        deadline = deadline_after(self._command_timeout_s if timeout_s is None else timeout_s)
+        result: T = await turn.call.result(deadline, lambda call: None)
         return result
+
+    def unit(self, deadline: float) -> SQLiteUnit:
+        """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
+        self._thread(writes=True)
+        return SQLiteUnit(self, deadline)
+
+    def orm_engine(self) -> AsyncEngine:
+        """Return the async SQLAlchemy engine for sessions inside units of work."""
+        if self._orm_engine is None:
+            from modules.storage.backends.sqlite_orm import create_turn_engine
+
+            self._orm_engine = create_turn_engine()
+        return self._orm_engine
 
     def turn(self, deadline: float) -> WriterTurn:
         """Return a new turn of the writer, not yet begun; `deadline` is monotonic time in seconds."""

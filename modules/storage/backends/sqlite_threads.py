@@ -21,7 +21,7 @@ from modules.storage.backends.sqlite_errors import translate
 from modules.store_common.errors import NotInitializedError, OverloadedError, StorageError
 
 if TYPE_CHECKING:
-    from modules.storage.backends.sqlite_turn import WriterTurn
+    from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
     from modules.storage.operations import Operation
 
 __all__ = ["DatabaseThread", "ReaderThread", "WriterThread"]
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 # A batch is bounded so that its first caller does not wait for an endless stream of later ones.
 _MAX_BATCH = 256
-_Item = Union[Call, "WriterTurn", None]
+_Special = Union["BareTurn", "WriterTurn"]
+_Item = Union[Call, _Special, None]
 
 
 class DatabaseThread:
@@ -119,7 +120,7 @@ class DatabaseThread:
             if special is not None:
                 special.serve(connection)
 
-    def _drain(self) -> Tuple[List[Call], Optional[WriterTurn], bool]:
+    def _drain(self) -> Tuple[List[Call], Optional[_Special], bool]:
         """Wait for work and return what waits: calls, then perhaps a turn that comes after them, and whether to end."""
         calls: List[Call] = []
         item = self._queue.get()

@@ -22,7 +22,7 @@ from modules.store_common.errors import DeadlineExceededError, StorageError
 if TYPE_CHECKING:
     from modules.storage.backends.sqlite_threads import WriterThread
 
-__all__ = ["WriterTurn"]
+__all__ = ["BareTurn", "WriterTurn"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,28 @@ class WriterTurn:
             except queue.Empty:
                 return
             deliver([(call, None, self._ended)])
+
+
+class BareTurn:
+    """The writer's connection outside a transaction, for one function: VACUUM and checkpoints cannot run inside one."""
+
+    def __init__(self, function: Callable[[sqlite3.Connection], Any]) -> None:
+        self.call = Call(function, (), {})
+
+    def serve(self, connection: sqlite3.Connection) -> None:
+        """Run the function, on the writer thread."""
+        if not self.call.claim():
+            return
+        try:
+            deliver([(self.call, self.call.work(connection), None)])
+        except sqlite3.Error as exc:
+            error = translate(exc)
+            error.__cause__ = exc
+            deliver([(self.call, None, error)])
+
+    def refuse(self, error: StorageError) -> None:
+        """Answer without having run."""
+        deliver([(self.call, None, error)])
 
 
 def _in_savepoint(

@@ -1,0 +1,159 @@
+"""The transaction of a unit of work on PostgreSQL: one connection of the pool, taken at the first operation."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Dict, Optional, Tuple
+
+from modules.storage.backends.postgresql_connection import PostgresTransaction, remaining
+from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
+from modules.store_common.errors import DeadlineExceededError, StorageError
+
+if TYPE_CHECKING:
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+    from modules.storage.backends.postgresql_executor import PostgresExecutor
+    from modules.storage.backends.postgresql_pool import PooledConnection, PostgresPool
+    from modules.storage.operations import Operation
+
+__all__ = ["PostgresUnit", "create_unit_engine"]
+
+#: The connection of the unit of work whose session is being used in this context.
+_adopted: ContextVar[Any] = ContextVar("atlas_storage_postgresql_connection")
+
+
+class PostgresUnit:
+    """One transaction for many operations.
+
+    Args:
+        executor: The database.
+        deadline: Monotonic time in seconds; when it passes, the connection is closed, which rolls back.
+    """
+
+    def __init__(self, executor: PostgresExecutor, deadline: float) -> None:
+        self._executor = executor
+        self._deadline = deadline
+        self._pool: Optional[PostgresPool] = None
+        self._pooled: Optional[PooledConnection] = None
+        self._transaction: Any = None
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._ended: Optional[StorageError] = None
+        # asyncpg allows one statement at a time on a connection; a unit may be used by several tasks
+        self._turn = asyncio.Lock()
+
+    async def run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """Run an operation in the transaction. After one that failed in the database only a rollback is possible."""
+        async with self._turn:
+            pooled = await self._begun()
+            return await operation.function(PostgresTransaction(pooled.raw, self._deadline), *args, **kwargs)
+
+    async def commit(self) -> None:
+        """Commit. `UnavailableError` and `DeadlineExceededError` mean that the outcome is not known."""
+        if self._ended is not None:
+            raise self._ended
+        if self._pooled is None:
+            return
+        healthy = False
+        try:
+            await self._within_deadline(self._transaction.commit())
+            healthy = True
+        finally:
+            self._give_back(healthy)
+
+    async def rollback(self) -> None:
+        """Roll back; harmless when the transaction has ended. Closing the connection is the way out when that fails."""
+        if self._pooled is None:
+            return
+        healthy = False
+        try:
+            if not self._pooled.raw.is_closed():
+                await asyncio.wait_for(self._transaction.rollback(), min(5.0, max(0.1, self._executor.options.command_timeout_s)))
+                healthy = True
+        except DRIVER_ERRORS:
+            # the connection is closed below, and with it the transaction
+            healthy = False
+        finally:
+            self._give_back(healthy)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Lend an ORM session inside the transaction; flushed at the end of the block, undone when it raises."""
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        async with self._turn:
+            pooled = await self._begun()
+            token = _adopted.set(_Borrowed(pooled.raw))
+            try:
+                async with AsyncSession(self._executor.orm_engine(), expire_on_commit=False) as session:
+                    yield session
+                    await session.commit()
+            finally:
+                _adopted.reset(token)
+
+    async def _begun(self) -> PooledConnection:
+        if self._ended is not None:
+            raise self._ended
+        if self._pooled is None:
+            self._pool = self._executor.pool()
+            pooled = await self._pool.acquire(self._deadline)
+            self._pooled = pooled
+            try:
+                self._transaction = pooled.raw.transaction()
+                await self._within_deadline(self._transaction.start())
+            except BaseException:
+                self._give_back(healthy=False)
+                raise
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, self._deadline - loop.time()), self._expire)
+        return self._pooled
+
+    async def _within_deadline(self, awaitable: Awaitable[Any]) -> None:
+        try:
+            await asyncio.wait_for(awaitable, remaining(self._deadline))
+        except DRIVER_ERRORS as exc:
+            raise translate(exc) from exc
+
+    def _expire(self) -> None:
+        self._ended = DeadlineExceededError(
+            "the unit of work passed its deadline and was rolled back; nothing of it was kept"
+        )
+        self._give_back(healthy=False)
+
+    def _give_back(self, healthy: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None and self._pool is not None:
+            self._pool.release(pooled, healthy)
+        if self._ended is None:
+            self._ended = StorageError("the unit of work has ended; begin a new one")
+
+
+class _Borrowed:
+    """A connection that SQLAlchemy may use and not close: the unit of work owns it."""
+
+    def __init__(self, raw: asyncpg.Connection[Any]) -> None:
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    async def close(self, **options: Any) -> None:
+        """Leave it open."""
+
+    def terminate(self) -> None:
+        """Leave it open."""
+
+
+def create_unit_engine() -> AsyncEngine:
+    """Return an async engine whose connections are those of the unit of work in whose context it is used."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    async def adopt() -> Any:
+        return _adopted.get()
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=adopt, poolclass=NullPool)

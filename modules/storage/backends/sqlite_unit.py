@@ -1,0 +1,76 @@
+"""The transaction of a unit of work on SQLite: a turn of the writer, taken at the first write."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Optional, Tuple
+
+from modules.storage.backends.sqlite_turn import WriterTurn
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from modules.storage.backends.sqlite_executor import SQLiteExecutor
+    from modules.storage.operations import Operation
+
+__all__ = ["SQLiteUnit"]
+
+
+class SQLiteUnit:
+    """One transaction for many operations. Reads before the first write do not hold up anybody.
+
+    Args:
+        executor: The database.
+        deadline: Monotonic time in seconds; when it passes, the transaction is rolled back wherever it is.
+    """
+
+    def __init__(self, executor: SQLiteExecutor, deadline: float) -> None:
+        self._executor = executor
+        self._deadline = deadline
+        self._turn: Optional[WriterTurn] = None
+
+    async def run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """Run an operation in the transaction; a failed one leaves nothing of its own."""
+        if not operation.writes and self._turn is None:
+            return await self._executor.run(operation, *args, **kwargs)
+        turn = await self._begun()
+        return await turn.run(lambda tx: operation.function(tx, *args, **kwargs))
+
+    async def commit(self) -> None:
+        """Commit; when it raises, nothing was kept."""
+        if self._turn is not None:
+            try:
+                await self._turn.commit()
+            finally:
+                self._executor.released(self._turn)
+
+    async def rollback(self) -> None:
+        """Roll back; harmless when the transaction has ended."""
+        if self._turn is not None:
+            try:
+                await self._turn.rollback()
+            finally:
+                self._executor.released(self._turn)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Lend an ORM session inside the transaction; flushed at the end of the block, undone when it raises."""
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        from modules.storage.backends.sqlite_orm import adopted_turn
+
+        token = adopted_turn.set(self._begun)
+        try:
+            async with AsyncSession(self._executor.orm_engine(), expire_on_commit=False) as session:
+                yield session
+                await session.commit()
+        finally:
+            adopted_turn.reset(token)
+
+    async def _begun(self) -> WriterTurn:
+        if self._turn is None:
+            turn = self._executor.turn(self._deadline)
+            await turn.begin()
+            self._turn = turn
+            self._executor.holding(turn)
+        return self._turn

@@ -1,0 +1,326 @@
+"""`SQLPool`: one SQL database, opened and closed, with two doors.
+
+`executor` is the fast path of the stores. `engine`, `session_factory` and `session()` are SQLAlchemy for users' own code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Optional, Union
+
+from modules.storage.pool_errors import PoolError, PoolTimeoutError
+from modules.storage.settings import SQLBackendSettings, SQLDialect
+from modules.store_common.deadlines import deadline_after
+from modules.store_common.errors import MissingDependencyError, NotInitializedError, StorageError
+from modules.store_common.ids import new_id
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from modules.storage.backends.postgresql_executor import PostgresExecutor
+    from modules.storage.backends.sqlite_executor import SQLiteExecutor
+
+__all__ = ["PoolError", "PoolTimeoutError", "SQLPool", "run_in_thread"]
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class SQLPool:
+    """Connections to one SQL database. Nothing is opened before `initialize()`; it may be opened again after `shutdown()`.
+
+    Args:
+        settings: The database; None: the embedded default.
+    """
+
+    def __init__(self, settings: Optional[SQLBackendSettings] = None) -> None:
+        self._settings = settings if settings is not None else SQLBackendSettings()
+        self._executor: Optional[Union[SQLiteExecutor, PostgresExecutor]] = None
+        self._engine: Optional[Engine] = None
+        self._session_factory: Optional[sessionmaker[Session]] = None
+        # a plain lock: held for moments only, and right whichever loop or thread comes (P25)
+        self._lock = threading.Lock()
+        self._opening: Optional[_Opening] = None
+
+    @property
+    def settings(self) -> SQLBackendSettings:
+        """The settings of this database."""
+        return self._settings
+
+    @property
+    def dialect(self) -> str:
+        """"sqlite" or "postgresql"."""
+        return self._settings.dialect.value
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the pool is open."""
+        return self._executor is not None
+
+    @property
+    def executor(self) -> Union[SQLiteExecutor, PostgresExecutor]:
+        """The fast path, for the stores.
+
+        Raises:
+            NotInitializedError: before `initialize()` and after `shutdown()`.
+        """
+        if self._executor is None:
+            raise NotInitializedError("the SQL pool")
+        return self._executor
+
+    @property
+    def engine(self) -> Engine:
+        """A synchronous SQLAlchemy engine on the same database, for users' own code and the migrations.
+
+        Raises:
+            NotInitializedError: before `initialize()` and after `shutdown()`.
+            MissingDependencyError: PostgreSQL without psycopg.
+        """
+        executor = self.executor
+        with self._lock:
+            if self._engine is None:
+                self._engine = _create_engine(self._settings, executor)
+            return self._engine
+
+    @property
+    def session_factory(self) -> sessionmaker[Session]:
+        """A synchronous `sessionmaker` on `engine`; use its sessions in threads, not on the event loop."""
+        engine = self.engine
+        if self._session_factory is None:
+            from sqlalchemy.orm import sessionmaker
+
+            self._session_factory = sessionmaker(engine, expire_on_commit=False)
+        return self._session_factory
+
+    async def initialize(self) -> None:
+        """Open the database. Harmless when it is open; concurrent calls open it once.
+
+        Raises:
+            UnavailableError, PermissionDeniedError, CorruptionError: it cannot be opened; nothing stays open.
+            MissingDependencyError: the driver is not installed.
+        """
+        while True:
+            with self._lock:
+                if self._executor is not None:
+                    return
+                opening = self._opening
+                mine = opening is None
+                if opening is None:
+                    opening = self._opening = _Opening()
+            if mine:
+                await self._open(opening)
+                return
+            await opening.wait()
+
+    async def _open(self, opening: _Opening) -> None:
+        started = time.monotonic()
+        try:
+            self._executor = await self._open_executor()
+        finally:
+            with self._lock:
+                self._opening = None
+            opening.done()
+        logger.info(
+            "storage.pool.initialized",
+            extra={"backend": self.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
+        )
+
+    async def _open_executor(self) -> Union[SQLiteExecutor, PostgresExecutor]:
+        if self._settings.dialect is SQLDialect.SQLITE:
+            executor = _sqlite_executor(self._settings)
+            await run_in_thread(executor.open)
+            return executor
+        postgres = _postgres_executor(self._settings)
+        await postgres.open()
+        return postgres
+
+    async def shutdown(self) -> None:
+        """Finish what is under way, close every connection of ours. Harmless when closed; never waits for ever."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+            engine, self._engine, self._session_factory = self._engine, None, None
+        if executor is None:
+            return
+        if engine is not None:
+            await run_in_thread(engine.dispose)
+        ended = await executor.close(_CLOSE_TIMEOUT_S)
+        if not ended:
+            logger.warning("storage.pool.shutdown_timed_out", extra={"backend": self.dialect})
+        logger.info("storage.pool.shutdown", extra={"backend": self.dialect})
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Lend an async ORM session in a transaction of its own: committed at the end of the block, else rolled back.
+
+        On SQLite it takes the writer's turn at its first statement; keep it short.
+        """
+        unit = self.executor.unit(deadline_after(self._settings.command_timeout_s))
+        try:
+            async with unit.session() as session:
+                yield session
+            await unit.commit()
+        except BaseException:
+            await unit.rollback()
+            raise
+
+    async def health_check(self, timeout: float = 5.0) -> bool:
+        """Return whether the database answers within `timeout` seconds. Never raises but for cancellation."""
+        from modules.storage.backends.probe import ping
+
+        if self._executor is None:
+            return False
+        try:
+            await asyncio.wait_for(self._executor.run(ping), timeout)
+        except (StorageError, asyncio.TimeoutError):
+            return False
+        return True
+
+    def statistics(self) -> Dict[str, int]:
+        """Return the pool in numbers, for health and metrics; empty when closed."""
+        return {} if self._executor is None else self._executor.statistics()
+
+
+class _Opening:
+    """One attempt to open, which callers on any loop may wait for."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._waiters: Dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._lock = threading.Lock()
+
+    async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._done.is_set():
+                return
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters[waiter] = loop
+        await waiter
+
+    def done(self) -> None:
+        with self._lock:
+            self._done.set()
+            waiters, self._waiters = self._waiters, {}
+        for waiter, loop in waiters.items():
+            try:
+                loop.call_soon_threadsafe(_wake, waiter)
+            except RuntimeError:
+                # that loop was closed while it waited
+                continue
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def run_in_thread(function: Any) -> Any:
+    """Run a blocking call of start-up or shutdown in a thread of its own: the default executor may be full or gone."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: Optional[BaseException]) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def work() -> None:
+        result: Any = None
+        error: Optional[BaseException] = None
+        try:
+            result = function()
+        except BaseException as exc:
+            error = exc
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            # the loop was closed meanwhile: nobody waits
+            return
+
+    threading.Thread(target=work, name="atlas-storage-blocking", daemon=True).start()
+    return await future
+
+
+def _sqlite_executor(settings: SQLBackendSettings) -> SQLiteExecutor:
+    from modules.storage.backends.sqlite import ensure_parent_directory
+    from modules.storage.backends.sqlite_connection import SQLiteOptions
+    from modules.storage.backends.sqlite_executor import SQLiteExecutor
+
+    path: Optional[Path] = None
+    if settings.path != ":memory:":
+        path = Path(settings.path).expanduser().absolute()
+        ensure_parent_directory(path)
+    options = SQLiteOptions(
+        path=path,
+        memory_name=f"atlas-{new_id()}",
+        synchronous=settings.sqlite_synchronous.value,
+        busy_timeout_s=settings.sqlite_busy_timeout_s,
+    )
+    return SQLiteExecutor(
+        options, command_timeout_s=settings.command_timeout_s, queue_size=settings.sqlite_queue_size
+    )
+
+
+def _postgres_executor(settings: SQLBackendSettings) -> PostgresExecutor:
+    try:
+        from modules.storage.backends.postgresql_connection import PostgresOptions
+        from modules.storage.backends.postgresql_executor import PoolLimits, PostgresExecutor
+    except ImportError as exc:
+        raise MissingDependencyError("asyncpg", "postgres") from exc
+    options = PostgresOptions(
+        dsn=settings.get_driver_url(),
+        tls_mode=settings.effective_tls_mode.value,
+        tls_ca_file=settings.tls_ca_file,
+        application_name=settings.application_name,
+        connect_timeout_s=settings.connect_timeout_s,
+        command_timeout_s=settings.command_timeout_s,
+    )
+    limits = PoolLimits(
+        size=settings.pool.size,
+        max_overflow=settings.pool.max_overflow,
+        timeout_s=settings.pool.timeout,
+        max_waiters=settings.max_waiters,
+        max_lifetime_s=settings.pool.recycle,
+        max_idle_s=settings.max_idle_s,
+        ping=settings.pool.pre_ping,
+    )
+    return PostgresExecutor(options, limits, pooler=settings.pooler.value)
+
+
+def _create_engine(settings: SQLBackendSettings, executor: Union[SQLiteExecutor, PostgresExecutor]) -> Engine:
+    from sqlalchemy import create_engine
+
+    if executor.dialect == "sqlite":
+        from modules.storage.backends.sqlite import create_sqlite_engine
+
+        return create_sqlite_engine(executor, settings.pool.to_engine_kwargs())  # type: ignore[arg-type]
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as exc:
+        raise MissingDependencyError("psycopg", "postgres") from exc
+    connect_args: Dict[str, Any] = {
+        "connect_timeout": max(2, int(settings.connect_timeout_s)),
+        "application_name": settings.application_name,
+        "sslmode": settings.effective_tls_mode.value,
+    }
+    if settings.tls_ca_file is not None:
+        connect_args["sslrootcert"] = settings.tls_ca_file
+    elif settings.effective_tls_mode.value.startswith("verify"):
+        # libpq looks for a file in the home directory otherwise; this names the system's authorities (libpq 16)
+        connect_args["sslrootcert"] = "system"
+    if executor.options.transaction_pooling:  # type: ignore[union-attr]
+        connect_args["prepare_threshold"] = None
+    return create_engine(
+        settings.get_driver_url("psycopg"), connect_args=connect_args, **settings.pool.to_engine_kwargs()
+    )
