@@ -110,9 +110,14 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def is_clean(text: str) -> bool:
+    """True for text that every driver can carry: no NUL, no lone surrogate."""
+    return "\x00" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _clean_text(value: Any) -> Any:
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(text, str) and ("\x00" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+    text = reveal(value)
+    if isinstance(text, str) and not is_clean(text):
         raise ValueError("must not hold a NUL character or a lone surrogate")
     return value
 
@@ -174,14 +179,14 @@ def reveal(value: Any) -> Any:
 
 def adopt_url(data: dict[str, Any], schemes: Mapping[str, str]) -> Optional[ParsedUrl]:
     """Let an explicit `url` overrule the single parts in `data`; a blank one counts as unset."""
-    url = reveal(_clean_text(data.get("url")))
-    if not isinstance(url, str):
+    url = reveal(data.get("url"))
+    if not isinstance(url, str) or not is_clean(url):  # the check of the field speaks
         return None
     if not url.strip():
         data["url"] = None
         return None
-    parsed = parse_url(url.strip(), schemes)
-    data["url"] = SecretUrl(url.strip())
+    parsed = parse_url(url, schemes)
+    data["url"] = SecretUrl(url)
     if parsed.scheme != "sqlite":
         # Query parameters are how libpq spells what the authority leaves out (a unix socket above all).
         host, port, password = parsed.option("host"), parsed.option("port"), parsed.option("password")

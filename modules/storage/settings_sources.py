@@ -1,8 +1,8 @@
 """Where settings come from: the environment, a YAML file, a mapping; merged, the origin of each value kept.
 
-`settings_table()` is the one list of every setting: its dotted path, its environment variable, its default
-and its meaning. Loading and docs/configuration.md both follow it. `SettingsError` lives here because everything
-about settings raises it; users import it from `modules.storage.settings`.
+`settings_table()` is the one list of every setting: its dotted path, its environment variable, its default and
+its meaning. Loading and docs/configuration.md both follow it. `SettingsError` lives here because all of this
+raises it; users import it from `modules.storage.settings`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple, Optional, Union
+from typing import Annotated, Any, NamedTuple, Optional, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -114,10 +114,18 @@ def settings_table(model: type[BaseModel], section: Path = ()) -> tuple[Setting,
             continue
         env = _SHORT_NAMES.get(path, _PREFIXES[section] + name.upper())
         # Blanks around text may be meant; around numbers and names of a choice they never are.
-        verbatim = field.annotation in (str, SecretStr, Optional[str], Optional[SecretStr])
+        verbatim = _leaves(field.annotation) <= {str, SecretStr, type(None)}
         default = field.get_default(call_default_factory=True)
         rows.append(Setting(path, env, default, field.description or "", verbatim))
     return tuple(rows)
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The plain types inside Optional and Annotated."""
+    if get_origin(annotation) is Annotated:
+        return _leaves(get_args(annotation)[0])
+    parts = get_args(annotation)
+    return set().union(*(_leaves(part) for part in parts)) if parts else {annotation}
 
 
 def nearest(name: str, candidates: Iterable[str]) -> Optional[str]:
@@ -223,7 +231,7 @@ def merge_layers(model: type[BaseModel], layers: Sequence[Layer]) -> tuple[dict[
         values.update(layer.values)
         rank.update(dict.fromkeys(layer.values, number))
         labels.update({".".join(path): label for path, label in layer.labels.items()})
-    _keep_newest_file_name(values, rank)
+    _keep_newest_file_name(values, rank, labels)
     known = {row.path for row in settings_table(model)}
     nested: dict[str, Any] = {}
     for path, value in values.items():
@@ -245,7 +253,7 @@ def label_of(labels: Mapping[str, str], key: Optional[str]) -> Optional[str]:
     return labels.get(name)
 
 
-def _keep_newest_file_name(values: dict[Path, Any], rank: Mapping[Path, int]) -> None:
+def _keep_newest_file_name(values: dict[Path, Any], rank: Mapping[Path, int], labels: dict[str, str]) -> None:
     """`sql.path` and `sql.database` both name the SQLite file: the one of the later source is meant."""
     path, database = ("sql", "path"), ("sql", "database")
     dialect = values.get(("sql", "dialect")) or "sqlite"
@@ -256,7 +264,8 @@ def _keep_newest_file_name(values: dict[Path, Any], rank: Mapping[Path, int]) ->
         and rank[path] != rank[database]
         and text.strip().lower() == "sqlite"
     ):
-        values.pop(path if rank[path] < rank[database] else database)
+        older = path if rank[path] < rank[database] else database
+        del values[older], labels[".".join(older)]
 
 
 def translate(exc: ValidationError, model: type[BaseModel]) -> SettingsError:

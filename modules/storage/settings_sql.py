@@ -28,6 +28,7 @@ from .settings_base import (
     Url,
     adopt_url,
     blank_to_none,
+    is_clean,
     reveal,
 )
 from .settings_sources import SettingsError
@@ -178,13 +179,13 @@ class SQLBackendSettings(Section):
 
 def _one_sqlite_file(data: dict[str, Any]) -> None:
     """On SQLite `database` is another name for `path`; two different files are refused."""
-    if str(data.get("dialect", "sqlite")).strip().lower() != "sqlite" or not isinstance(
-        data.get("database"), str
-    ):
+    database = data.get("database")
+    if str(data.get("dialect", "sqlite")).strip().lower() != "sqlite" or not isinstance(database, str):
         return
     if "path" not in data:
-        data["path"] = data["database"]
-    elif data["database"] not in (DEFAULT_DATABASE, data["path"]):
+        if database and is_clean(database):  # otherwise the check of `database` itself speaks
+            data["path"] = database
+    elif database not in (DEFAULT_DATABASE, data["path"]):
         raise SettingsError(
             "differs from sql.path, and both name the SQLite file; give one of them", key="database"
         )
