@@ -1,0 +1,1 @@
+"""The conversation store. Import its parts from their rooms: `repository`, `records`, `errors`, `models`."""

@@ -1,0 +1,477 @@
+"""Room: users, sessions and conversations themselves; their messages are in other rooms."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Dict, List, Mapping, Optional
+
+from sqlalchemy import BigInteger, bindparam, case, null, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from modules.conversation_store.encoding import (
+    check_limit,
+    check_optional_id,
+    check_optional_integer,
+    check_optional_text,
+    encode_metadata,
+)
+from modules.conversation_store.errors import ConversationExistsError, ConversationNotFoundError
+from modules.conversation_store.models import CONVERSATION_STATUSES, ConversationRow, SessionRow, UserRow
+from modules.conversation_store.records import Conversation, Page, Session, User, page_of
+from modules.conversation_store.rows import (
+    CONVERSATION_COLUMNS,
+    SESSION_COLUMNS,
+    USER_COLUMNS,
+    to_conversation,
+    to_session,
+    to_user,
+)
+from modules.storage.columns import UtcDateTime, utc_now
+from modules.storage.operations import Store, Transaction, read, write
+from modules.storage.statements import Row, Statement
+from modules.store_common.clock import from_microseconds, require_utc, to_microseconds
+from modules.store_common.cursors import decode_cursor, encode_cursor
+from modules.store_common.errors import ConcurrencyError, InvalidValueError
+from modules.store_common.ids import new_id
+from modules.store_common.values import check_identifier
+
+__all__ = ["Conversations", "People"]
+
+_C = ConversationRow
+_HERE = (_C.tenant_id == bindparam("tenant_id"), _C.id == bindparam("conversation_id"))
+
+
+def _insert_new(table: Any, columns: List[Any], values: Dict[str, Any]) -> Statement:
+    """Insert a row unless its key is taken; gives the row when it was inserted."""
+    return Statement(
+        postgresql=postgresql.insert(table).values(values).on_conflict_do_nothing().returning(*columns),
+        sqlite=sqlite.insert(table).values(values).on_conflict_do_nothing().returning(*columns),
+    )
+
+
+def _keep_or(column: Any, name: str) -> Any:
+    """Return "the parameter `name`, or what is there when the parameter `keep_<name>` is 1"."""
+    return case(
+        (bindparam(f"keep_{name}", type_=BigInteger) == 1, column), else_=bindparam(name, type_=column.type)
+    )
+
+
+def _add_profile(table: Any, label: Any, columns: List[Any]) -> Statement:
+    values = {
+        table.tenant_id: bindparam("tenant_id"),
+        table.id: bindparam("id"),
+        label: bindparam("label"),
+        table.metadata_: bindparam("metadata"),
+        table.created_at: utc_now(),
+        table.updated_at: utc_now(),
+    }
+    return _insert_new(table, columns, values)
+
+
+def _change_profile(table: Any, label: Any, columns: List[Any]) -> Statement:
+    values = {
+        label: _keep_or(label, "label"),
+        table.metadata_: _keep_or(table.metadata_, "metadata"),
+        table.updated_at: utc_now(),
+    }
+    key = (table.tenant_id == bindparam("tenant_id"), table.id == bindparam("id"))
+    return Statement(update(table).where(*key).values(values).returning(*columns))
+
+
+ADD_USER = _add_profile(UserRow, UserRow.name, USER_COLUMNS)
+ADD_SESSION = _add_profile(SessionRow, SessionRow.user_id, SESSION_COLUMNS)
+CHANGE_USER = _change_profile(UserRow, UserRow.name, USER_COLUMNS)
+CHANGE_SESSION = _change_profile(SessionRow, SessionRow.user_id, SESSION_COLUMNS)
+
+_NEW = {
+    _C.tenant_id: bindparam("tenant_id"),
+    _C.id: bindparam("conversation_id"),
+    _C.user_id: bindparam("user_id"),
+    _C.session_id: bindparam("session_id"),
+    _C.title: bindparam("title"),
+    _C.status: "active",
+    _C.last_sequence: 0,
+    _C.trimmed_sequence: 0,
+    _C.version: 1,
+    _C.metadata_: bindparam("metadata"),
+    _C.forked_from_id: bindparam("forked_from_id"),
+    _C.forked_from_sequence: bindparam("forked_from_sequence"),
+    _C.lease_fence: 0,
+    _C.created_at: utc_now(),
+    _C.updated_at: utc_now(),
+}
+ADD_CONVERSATION = _insert_new(_C, CONVERSATION_COLUMNS, _NEW)
+GET_CONVERSATION = Statement(select(*CONVERSATION_COLUMNS).where(*_HERE, _C.status != "deleted"))
+_EXPECTED = bindparam("expected_version", type_=BigInteger)
+CHANGE_CONVERSATION = Statement(
+    update(_C)
+    .where(*_HERE, _C.status != "deleted", or_(_EXPECTED.is_(None), _C.version == _EXPECTED))
+    .values(
+        {
+            _C.title: _keep_or(_C.title, "title"),
+            _C.metadata_: _keep_or(_C.metadata_, "metadata"),
+            _C.version: _C.version + 1,
+            _C.updated_at: utc_now(),
+        }
+    )
+    .returning(*CONVERSATION_COLUMNS)
+)
+ARCHIVE = Statement(
+    update(_C)
+    .where(*_HERE, _C.status == "active")
+    .values(status="archived", archived_at=utc_now(), version=_C.version + 1, updated_at=utc_now())
+    .returning(*CONVERSATION_COLUMNS)
+)
+UNARCHIVE = Statement(
+    update(_C)
+    .where(*_HERE, _C.status == "archived")
+    .values(status="active", archived_at=null(), version=_C.version + 1, updated_at=utc_now())
+    .returning(*CONVERSATION_COLUMNS)
+)
+SOFT_DELETE = Statement(
+    update(_C)
+    .where(*_HERE, _C.status != "deleted")
+    .values(status="deleted", deleted_at=utc_now(), version=_C.version + 1)
+    .returning(_C.id)
+)
+
+
+@lru_cache(maxsize=64)
+def _list_statement(user: bool, session: bool, after: bool, before: bool, paged: bool) -> Statement:
+    statement = select(*CONVERSATION_COLUMNS).where(
+        _C.tenant_id == bindparam("tenant_id"), _C.status == bindparam("status")
+    )
+    if user:
+        statement = statement.where(_C.user_id == bindparam("user_id"))
+    if session:
+        statement = statement.where(_C.session_id == bindparam("session_id"))
+    if after:
+        statement = statement.where(_C.updated_at >= bindparam("updated_after"))
+    if before:
+        statement = statement.where(_C.updated_at < bindparam("updated_before"))
+    if paged:
+        position = tuple_(bindparam("at", type_=UtcDateTime), bindparam("id", type_=_C.id.type))
+        statement = statement.where(tuple_(_C.updated_at, _C.id) < position)
+    return Statement(
+        statement.order_by(_C.updated_at.desc(), _C.id.desc()).limit(bindparam("limit", type_=BigInteger))
+    )
+
+
+@write
+async def ensure_profile(tx: Transaction, add: Statement, change: Statement, values: Dict[str, Any]) -> Row:
+    """Add a user or session, or change the given parts of one that is there."""
+    row = await tx.first(add, **values)
+    return row if row is not None else await tx.one(change, **values)
+
+
+@write
+async def create(tx: Transaction, values: Dict[str, Any], must_be_new: bool) -> Conversation:
+    """Add a conversation, or give the one that has the id."""
+    row = await tx.first(ADD_CONVERSATION, **values)
+    if row is None and not must_be_new:
+        row = await tx.first(
+            GET_CONVERSATION, tenant_id=values["tenant_id"], conversation_id=values["conversation_id"]
+        )
+        if row is None:
+            raise ConversationNotFoundError(values["conversation_id"])
+    if row is None:
+        raise ConversationExistsError(values["conversation_id"])
+    return to_conversation(row)
+
+
+@read
+async def get(tx: Transaction, tenant_id: str, conversation_id: str) -> Optional[Conversation]:
+    """Return a conversation that is not deleted."""
+    row = await tx.first(GET_CONVERSATION, tenant_id=tenant_id, conversation_id=conversation_id)
+    return None if row is None else to_conversation(row)
+
+
+@read
+async def list_rows(tx: Transaction, statement: Statement, params: Dict[str, Any]) -> List[Row]:
+    """Run a prepared list."""
+    return await tx.all(statement, **params)
+
+
+@write
+async def change(tx: Transaction, values: Dict[str, Any]) -> Conversation:
+    """Change title or metadata."""
+    row = await tx.first(CHANGE_CONVERSATION, **values)
+    if row is not None:
+        return to_conversation(row)
+    conversation_id, expected = values["conversation_id"], values["expected_version"]
+    found = await tx.first(GET_CONVERSATION, tenant_id=values["tenant_id"], conversation_id=conversation_id)
+    if found is None:
+        raise ConversationNotFoundError(conversation_id)
+    actual = to_conversation(found).version
+    raise ConcurrencyError(
+        f"conversation {conversation_id!r}: expected version {expected}, found {actual}; read it again",
+        expected,
+        actual,
+    )
+
+
+@write
+async def set_status(
+    tx: Transaction, statement: Statement, tenant_id: str, conversation_id: str
+) -> Conversation:
+    """Archive or unarchive; a conversation that is so already is left alone."""
+    row = await tx.first(statement, tenant_id=tenant_id, conversation_id=conversation_id)
+    if row is None:
+        row = await tx.first(GET_CONVERSATION, tenant_id=tenant_id, conversation_id=conversation_id)
+    if row is None:
+        raise ConversationNotFoundError(conversation_id)
+    return to_conversation(row)
+
+
+@write(atomic=False)
+async def soft_delete(tx: Transaction, tenant_id: str, conversation_id: str) -> bool:
+    """Mark a conversation as deleted."""
+    return await tx.first(SOFT_DELETE, tenant_id=tenant_id, conversation_id=conversation_id) is not None
+
+
+class People(Store):
+    """Users and sessions."""
+
+    async def ensure_user(
+        self,
+        user_id: str,
+        *,
+        name: Optional[str] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> User:
+        """Return the user, made if need be.
+
+        Args:
+            user_id: The application's id of the user.
+            name: What the user is called; None leaves it as it is.
+            metadata: JSON object that replaces the one there is; None leaves it.
+            tenant_id: Whose; see `TenantPolicy`.
+        """
+        values = self._profile(tenant_id, user_id, "user_id", check_optional_text(name, "name"), metadata)
+        return to_user(await self._executor.run(ensure_profile, ADD_USER, CHANGE_USER, values))
+
+    async def ensure_session(
+        self,
+        session_id: Optional[str] = None,
+        *,
+        user_id: Optional[str] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> Session:
+        """Return the session, made if need be; None makes one with a new id. None for the rest leaves it as it is."""
+        own = new_id() if session_id is None else session_id
+        values = self._profile(tenant_id, own, "session_id", check_optional_id(user_id, "user_id"), metadata)
+        return to_session(await self._executor.run(ensure_profile, ADD_SESSION, CHANGE_SESSION, values))
+
+    def _profile(
+        self,
+        tenant_id: Optional[str],
+        entity_id: str,
+        where: str,
+        label: Any,
+        metadata: Optional[Mapping[str, Any]],
+    ) -> Dict[str, Any]:
+        return {
+            "tenant_id": self._tenant(tenant_id),
+            "id": check_identifier(entity_id, where),
+            "label": label,
+            "keep_label": 1 if label is None else 0,
+            "metadata": encode_metadata(metadata),
+            "keep_metadata": 1 if metadata is None else 0,
+        }
+
+
+class Conversations(Store):
+    """Conversations, without their messages."""
+
+    async def create_conversation(
+        self,
+        conversation_id: Optional[str] = None,
+        *,
+        title: Optional[str] = None,
+        user_id: Optional[str] = None,
+        session_id: Optional[str] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> Conversation:
+        """Make a conversation.
+
+        Args:
+            conversation_id: Its id; None gives it a UUIDv7.
+            title: At most 4,096 bytes of UTF-8.
+            user_id: Label to list by; the user need not be known to `ensure_user`.
+            session_id: Label to list by.
+            metadata: JSON object.
+            tenant_id: Whose; see `TenantPolicy`.
+
+        Raises:
+            ConversationExistsError: the id is taken, perhaps by a soft-deleted conversation.
+        """
+        values = self._new_conversation(conversation_id, title, user_id, session_id, metadata, tenant_id)
+        return await self._executor.run(create, values, True)
+
+    async def ensure_conversation(
+        self,
+        conversation_id: str,
+        *,
+        title: Optional[str] = None,
+        user_id: Optional[str] = None,
+        session_id: Optional[str] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> Conversation:
+        """Return the conversation, made with the given values if there is none; one that is there keeps its own.
+
+        Raises:
+            ConversationNotFoundError: it was soft-deleted and not purged yet.
+        """
+        values = self._new_conversation(conversation_id, title, user_id, session_id, metadata, tenant_id)
+        return await self._executor.run(create, values, False)
+
+    def _new_conversation(
+        self,
+        conversation_id: Optional[str],
+        title: Optional[str],
+        user_id: Optional[str],
+        session_id: Optional[str],
+        metadata: Optional[Mapping[str, Any]],
+        tenant_id: Optional[str],
+    ) -> Dict[str, Any]:
+        own = new_id() if conversation_id is None else check_identifier(conversation_id, "conversation_id")
+        return {
+            "tenant_id": self._tenant(tenant_id),
+            "conversation_id": own,
+            "title": check_optional_text(title, "title"),
+            "user_id": check_optional_id(user_id, "user_id"),
+            "session_id": check_optional_id(session_id, "session_id"),
+            "metadata": encode_metadata(metadata),
+            "forked_from_id": None,
+            "forked_from_sequence": None,
+        }
+
+    async def get_conversation(
+        self, conversation_id: str, *, tenant_id: Optional[str] = None
+    ) -> Optional[Conversation]:
+        """Return the conversation, None when this tenant has no such one."""
+        key = self._tenant(tenant_id), check_identifier(conversation_id, "conversation_id")
+        return await self._executor.run(get, *key)
+
+    async def list_conversations(
+        self,
+        *,
+        user_id: Optional[str] = None,
+        session_id: Optional[str] = None,
+        status: str = "active",
+        updated_after: Optional[datetime] = None,
+        updated_before: Optional[datetime] = None,
+        limit: int = 50,
+        cursor: Optional[str] = None,
+        tenant_id: Optional[str] = None,
+    ) -> Page[Conversation]:
+        """Return conversations, the one updated last first.
+
+        Args:
+            user_id: Only of this user.
+            session_id: Only of this session.
+            status: "active", "archived" or "deleted" (soft-deleted, not purged yet).
+            updated_after: Only updated at this time or later; aware.
+            updated_before: Only updated before this time; aware.
+            limit: 1 to 10,000.
+            cursor: `next_cursor` of the page before, with the same filters.
+            tenant_id: Whose; see `TenantPolicy`.
+        """
+        if status not in CONVERSATION_STATUSES:
+            raise InvalidValueError(f"status must be one of {', '.join(CONVERSATION_STATUSES)}")
+        tenant = self._tenant(tenant_id)
+        params: Dict[str, Any] = {
+            "user_id": check_optional_id(user_id, "user_id"),
+            "session_id": check_optional_id(session_id, "session_id"),
+            "updated_after": require_utc(updated_after, "updated_after"),
+            "updated_before": require_utc(updated_before, "updated_before"),
+        }
+        filters = [status, *[str(value) if value is not None else None for value in params.values()]]
+        position = decode_cursor(cursor, tenant, "conversations", 2, filters=filters)
+        if position is not None:
+            params.update(at=from_microseconds(position[0]), id=position[1])
+        statement = _list_statement(
+            *[value is not None for value in list(params.values())[:4]], position is not None
+        )
+        params.update(tenant_id=tenant, status=status, limit=check_limit(limit) + 1)
+        found = [to_conversation(row) for row in await self._executor.run(list_rows, statement, params)]
+        items = found[:limit]
+        if len(found) <= limit:
+            return page_of(items, None)
+        last = items[-1]
+        at = to_microseconds(last.updated_at)
+        return page_of(items, encode_cursor(tenant, "conversations", [at, last.id], filters=filters))
+
+    async def rename_conversation(
+        self,
+        conversation_id: str,
+        title: Optional[str],
+        *,
+        expected_version: Optional[int] = None,
+        tenant_id: Optional[str] = None,
+    ) -> Conversation:
+        """Give the conversation another title, None for none.
+
+        Raises:
+            ConversationNotFoundError: this tenant has no such conversation.
+            ConcurrencyError: its version is not `expected_version`.
+        """
+        values = {
+            "title": check_optional_text(title, "title"),
+            "keep_title": 0,
+            "metadata": "{}",
+            "keep_metadata": 1,
+        }
+        return await self._change(conversation_id, values, expected_version, tenant_id)
+
+    async def set_conversation_metadata(
+        self,
+        conversation_id: str,
+        metadata: Mapping[str, Any],
+        *,
+        expected_version: Optional[int] = None,
+        tenant_id: Optional[str] = None,
+    ) -> Conversation:
+        """Replace the conversation's metadata; errors as `rename_conversation`."""
+        values = {"title": None, "keep_title": 1, "metadata": encode_metadata(metadata), "keep_metadata": 0}
+        return await self._change(conversation_id, values, expected_version, tenant_id)
+
+    async def _change(
+        self, conversation_id: str, values: Dict[str, Any], expected: Optional[int], tenant_id: Optional[str]
+    ) -> Conversation:
+        values["tenant_id"] = self._tenant(tenant_id)
+        values["conversation_id"] = check_identifier(conversation_id, "conversation_id")
+        values["expected_version"] = check_optional_integer(expected, "expected_version")
+        return await self._executor.run(change, values)
+
+    async def archive_conversation(
+        self, conversation_id: str, *, tenant_id: Optional[str] = None
+    ) -> Conversation:
+        """Archive the conversation: it takes no messages until it is unarchived. Harmless when it is archived."""
+        return await self._set_status(ARCHIVE, conversation_id, tenant_id)
+
+    async def unarchive_conversation(
+        self, conversation_id: str, *, tenant_id: Optional[str] = None
+    ) -> Conversation:
+        """Make an archived conversation active again. Harmless when it is active."""
+        return await self._set_status(UNARCHIVE, conversation_id, tenant_id)
+
+    async def _set_status(
+        self, statement: Statement, conversation_id: str, tenant_id: Optional[str]
+    ) -> Conversation:
+        key = self._tenant(tenant_id), check_identifier(conversation_id, "conversation_id")
+        return await self._executor.run(set_status, statement, *key)
+
+    async def delete_conversation(self, conversation_id: str, *, tenant_id: Optional[str] = None) -> bool:
+        """Soft-delete the conversation: it is gone for every call but `list_conversations(status="deleted")`.
+
+        Returns:
+            Whether it was there.
+        """
+        key = self._tenant(tenant_id), check_identifier(conversation_id, "conversation_id")
+        return await self._executor.run(soft_delete, *key)

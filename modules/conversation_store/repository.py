@@ -1,0 +1,37 @@
+"""`ConversationStore`: the public face of the conversation store, put together from its rooms."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from modules.conversation_store.conversations import Conversations, People
+from modules.conversation_store.messages import Messages
+from modules.conversation_store.reading import Reading
+from modules.conversation_store.records import RetentionPolicy
+from modules.storage.operations import Executor
+from modules.store_common.tenancy import TenantPolicy
+
+__all__ = ["ConversationStore"]
+
+
+class ConversationStore(People, Conversations, Messages, Reading):
+    """Conversations of AI agents: users, sessions, conversations, messages, events, assets.
+
+    Args:
+        executor: A pool's executor, or that of a unit of work.
+        tenancy: How the tenant of a call is found.
+        search_language: The language that the search index was made for; see `search_ddl.LANGUAGES`.
+        retention: What `run_retention` keeps when it is given no policy.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        tenancy: TenantPolicy,
+        *,
+        search_language: str = "english",
+        retention: Optional[RetentionPolicy] = None,
+    ) -> None:
+        super().__init__(executor, tenancy)
+        self._search_language = search_language
+        self._retention = retention or RetentionPolicy()
