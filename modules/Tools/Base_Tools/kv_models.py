@@ -16,7 +16,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from modules.storage.columns import JsonValue, UtcDateTime
 from modules.storage.schema import Base, Identifier
 
-__all__ = ["DIALECT_DDL", "TOTAL", "KeyValueRow", "KeyValueUsageRow"]
+__all__ = ["ACCOUNT_LOCK", "DIALECT_DDL", "TOTAL", "KeyValueRow", "KeyValueUsageRow"]
 
 #: Under this name stands the account of a tenant's total; a namespace's own name is never empty.
 TOTAL = ""
@@ -62,69 +62,72 @@ class KeyValueUsageRow(Base):
 
 
 # One update serves a namespace's account and the total's, in the order in which a quota's write locks them.
-_SQLITE_ACCOUNT = """
+_SQLITE = """
 CREATE TRIGGER atlas_kv_usage_{name} AFTER {event} ON atlas_kv_entries {condition}
 BEGIN
   UPDATE atlas_kv_usage SET size_bytes = size_bytes + ({size}), entries = entries + ({entries})
   WHERE tenant_id = {row}.tenant_id AND namespace IN ('', {row}.namespace);
 END
 """
+_SQLITE_DDL = [
+    _SQLITE.format(name="insert", event="INSERT", condition="", row="new", size="new.size_bytes", entries="1"),
+    _SQLITE.format(
+        name="update",
+        event="UPDATE OF size_bytes",
+        condition="WHEN new.size_bytes <> old.size_bytes",
+        row="new",
+        size="new.size_bytes - old.size_bytes",
+        entries="0",
+    ),
+    _SQLITE.format(name="delete", event="DELETE", condition="", row="old", size="-old.size_bytes", entries="-1"),
+]
 
-_POSTGRESQL_FUNCTION = """
-CREATE FUNCTION atlas_kv_usage_{name}() RETURNS trigger LANGUAGE plpgsql AS $body$
+#: PostgreSQL's lock on an account that does not exist; names hold no control characters, so no two accounts share a text.
+ACCOUNT_LOCK = "hashtextextended({tenant} || chr(10) || {namespace}, 7067)"
+
+# Accounts that do not exist yet are announced by a shared lock, so that who opens one waits for the writers that did not
+# see it. Existing ones are locked in one order, whatever the plan of the update is.
+_FUNCTION = """
+CREATE FUNCTION atlas_kv_usage_{{name}}() RETURNS trigger LANGUAGE plpgsql AS $body$
 BEGIN
   IF EXISTS (SELECT 1 FROM atlas_kv_usage) THEN
+    PERFORM pg_advisory_xact_lock_shared({lock}) FROM ({deltas}) AS d
+    WHERE NOT EXISTS (SELECT 1 FROM atlas_kv_usage AS u WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace)
+    ORDER BY d.tenant_id, d.namespace;
     PERFORM 1 FROM atlas_kv_usage AS u
-    WHERE EXISTS (SELECT 1 FROM ({changes}) AS c WHERE c.tenant_id = u.tenant_id AND u.namespace IN ('', c.namespace))
+    WHERE EXISTS (SELECT 1 FROM ({deltas}) AS d WHERE d.tenant_id = u.tenant_id AND d.namespace = u.namespace)
     ORDER BY u.tenant_id, u.namespace FOR UPDATE;
     UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
-    FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace, sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM ({changes}) AS c
-      GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-    ) AS d
-    WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace AND (d.size_bytes <> 0 OR d.entries <> 0);
+    FROM ({deltas}) AS d WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
   END IF;
   RETURN NULL;
 END
 $body$
-"""
+""".format(
+    lock=ACCOUNT_LOCK.format(tenant="d.tenant_id", namespace="d.namespace"),
+    deltas="""
+      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
+             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
+      FROM ({changes}) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
+      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
+    """,
+)
 
-_POSTGRESQL_TRIGGER = """
+_TRIGGER = """
 CREATE TRIGGER atlas_kv_usage_{name} AFTER {name} ON atlas_kv_entries
 REFERENCING {tables} FOR EACH STATEMENT EXECUTE FUNCTION atlas_kv_usage_{name}()
 """
 
 _ADDED = "SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added"
 _REMOVED = "SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed"
-
-
-def _sqlite() -> List[str]:
-    return [
-        _SQLITE_ACCOUNT.format(name="insert", event="INSERT", condition="", row="new", size="new.size_bytes", entries="1"),
-        _SQLITE_ACCOUNT.format(
-            name="update",
-            event="UPDATE OF size_bytes",
-            condition="WHEN new.size_bytes <> old.size_bytes",
-            row="new",
-            size="new.size_bytes - old.size_bytes",
-            entries="0",
-        ),
-        _SQLITE_ACCOUNT.format(name="delete", event="DELETE", condition="", row="old", size="-old.size_bytes", entries="-1"),
-    ]
-
-
-def _postgresql() -> List[str]:
-    statements = []
-    for name, tables, changes in (
-        ("insert", "NEW TABLE AS added", _ADDED),
-        ("update", "OLD TABLE AS removed NEW TABLE AS added", f"{_ADDED} UNION ALL {_REMOVED}"),
-        ("delete", "OLD TABLE AS removed", _REMOVED),
-    ):
-        statements.append(_POSTGRESQL_FUNCTION.format(name=name, changes=changes))
-        statements.append(_POSTGRESQL_TRIGGER.format(name=name, tables=tables))
-    return statements
-
+_POSTGRESQL_DDL = [
+    _FUNCTION.format(name="insert", changes=_ADDED),
+    _TRIGGER.format(name="insert", tables="NEW TABLE AS added"),
+    _FUNCTION.format(name="update", changes=_ADDED + " UNION ALL " + _REMOVED),
+    _TRIGGER.format(name="update", tables="OLD TABLE AS removed NEW TABLE AS added"),
+    _FUNCTION.format(name="delete", changes=_REMOVED),
+    _TRIGGER.format(name="delete", tables="OLD TABLE AS removed"),
+]
 
 #: SQL texts that `create_all` cannot say, run after it, by dialect.
-DIALECT_DDL: Dict[str, List[str]] = {"sqlite": _sqlite(), "postgresql": _postgresql()}
+DIALECT_DDL: Dict[str, List[str]] = {"sqlite": _SQLITE_DDL, "postgresql": _POSTGRESQL_DDL}

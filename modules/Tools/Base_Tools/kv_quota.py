@@ -2,16 +2,20 @@
 
 A write under a limit runs in one transaction: lock the accounts it counts against, write (the triggers of `kv_models`
 book it), read the accounts, and fail as a whole when a limit is passed. The accounts are locked before any entry, so
-that writers of one configuration never wait for each other in a circle. The first write under a limit opens the account:
-it holds the whole table for the moment of one SUM, because a writer that does not know of the limit may be at work.
+that writers of one configuration never wait for each other in a circle.
+
+The first write under a limit opens its account with the SUM of what is there. Writers that know of no limit may be at
+work, and what they have not committed is not in the SUM. So on PostgreSQL every statement that changes an entry announces
+the accounts that it did not find by a shared lock, and who opens one takes that lock alone. They announce themselves only
+once there is any account in the database; before the very first one, `start_accounts` lets all writers finish once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Final, Optional, Tuple
 
-from sqlalchemy import BigInteger, and_, bindparam, delete, func, literal_column, or_, select, text
+from sqlalchemy import BigInteger, Text, and_, bindparam, delete, func, literal_column, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from modules.storage.columns import utc_now
@@ -19,14 +23,18 @@ from modules.storage.operations import Operation, Transaction, write
 from modules.storage.schema import Identifier
 from modules.storage.statements import Statement
 from modules.Tools.Base_Tools.kv_errors import GlobalQuotaExceededError, NamespaceQuotaExceededError
-from modules.Tools.Base_Tools.kv_models import TOTAL, KeyValueRow, KeyValueUsageRow
+from modules.Tools.Base_Tools.kv_models import ACCOUNT_LOCK, TOTAL, KeyValueRow, KeyValueUsageRow
 
-__all__ = ["LOCK_TENANT_ACCOUNTS", "Limits", "within_limits"]
+__all__ = ["LOCK_TENANT_ACCOUNTS", "NOT_STARTED", "Limits", "start_accounts", "within_limits"]
 
 _E: Any = KeyValueRow.__table__
 _U: Any = KeyValueUsageRow.__table__
 _TENANT = bindparam("tenant", type_=Identifier)
 _SPACE = bindparam("space", type_=Identifier)
+_NOBODY = literal_column("''", Identifier)
+_ZERO = literal_column("0", BigInteger)
+#: See `within_limits`.
+NOT_STARTED: Final = object()
 
 
 @dataclass(frozen=True)
@@ -61,26 +69,32 @@ def _these(table: Any) -> Any:
     )
 
 
-_OTHER = _U.alias("other")
-_ALL_THERE = select(func.count()).select_from(_OTHER).where(_these(_OTHER)).scalar_subquery()
 _ACCOUNTS = select(_U.c.namespace, _U.c.size_bytes).where(_these(_U))
 READ_ACCOUNTS = Statement(_ACCOUNTS)
-#: Locks the accounts, or gives and locks nothing when one of them is not there yet.
-LOCK_ACCOUNTS = Statement(
-    _ACCOUNTS.where(_ALL_THERE == bindparam("wanted", type_=BigInteger)).order_by(_U.c.namespace).with_for_update()
-)
+LOCK_ACCOUNTS = Statement(_ACCOUNTS.order_by(_U.c.namespace).with_for_update())
 LOCK_TENANT_ACCOUNTS = Statement(
     select(_U.c.namespace).where(_U.c.tenant_id == _TENANT).order_by(_U.c.namespace).with_for_update()
 )
-#: SQLite's writer is alone already.
+#: Says that accounts are in use: an account of no tenant.
+MARK = Statement(
+    postgresql=postgresql.insert(_U)
+    .values(tenant_id=_NOBODY, namespace=_NOBODY, size_bytes=_ZERO, entries=_ZERO)
+    .on_conflict_do_nothing()
+)
+IS_MARKED = Statement(select(_U.c.entries).where(_U.c.tenant_id == _NOBODY, _U.c.namespace == _NOBODY))
 STOP_WRITERS = Statement(postgresql=text("LOCK TABLE atlas_kv_entries IN SHARE ROW EXCLUSIVE MODE"))
+OPEN_ALONE = Statement(
+    postgresql=text("SELECT pg_advisory_xact_lock(" + ACCOUNT_LOCK.format(tenant=":tenant", namespace=":space") + ")")
+    .bindparams(_TENANT, _SPACE)
+    .columns(locked=Text)
+)
 
 
 def _open_account(insert: Any, *, total: bool) -> Any:
     count = select(
         _TENANT,
-        literal_column("''", Identifier) if total else _SPACE,
-        func.coalesce(func.sum(_E.c.size_bytes), literal_column("0", BigInteger)),
+        _NOBODY if total else _SPACE,
+        func.coalesce(func.sum(_E.c.size_bytes), _ZERO),
         func.count(),
     ).where(_E.c.tenant_id == _TENANT)
     if not total:
@@ -111,10 +125,14 @@ async def within_limits(
 ) -> Any:
     """Run a write of one namespace and return its result, or fail when it passes a limit.
 
+    Returns `NOT_STARTED`, with nothing done, when `start_accounts` has to come first.
+
     A write that makes nothing larger is let through whatever is used: it cannot be the one that passes the limit.
     """
     accounts = limits.accounts(namespace)
-    before = await _lock(tx, tenant_id, namespace, accounts)
+    before = await _lock(tx, tenant_id, accounts)
+    if before is None:
+        return NOT_STARTED
     result = await operation(tx, tenant_id, namespace, *arguments)
     after = await _read(tx, tenant_id, accounts)
     needed = {name: after[name] - before[name] for name in accounts}
@@ -143,18 +161,32 @@ async def _read(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Di
     return {row[0]: row[1] for row in await tx.all(READ_ACCOUNTS, tenant=tenant_id, **_names(accounts))}
 
 
-async def _lock(tx: Transaction, tenant_id: str, namespace: str, accounts: Dict[str, int]) -> Dict[str, int]:
-    where: Dict[str, Any] = {"tenant": tenant_id, "wanted": len(accounts), **_names(accounts)}
-    rows = await tx.all(LOCK_ACCOUNTS, **where)
-    if not rows:
-        if tx.dialect == "postgresql":
-            await tx.run(STOP_WRITERS)
-        if namespace in accounts:
-            await tx.run(OPEN_NAMESPACE, tenant=tenant_id, space=namespace)
-        if TOTAL in accounts:
+async def _lock(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Optional[Dict[str, int]]:
+    """Lock the accounts, opening those that are not there; None when `start_accounts` has to come first."""
+    names = _names(accounts)
+    found = {row[0]: row[1] for row in await tx.all(LOCK_ACCOUNTS, tenant=tenant_id, **names)}
+    missing = sorted(set(accounts) - set(found))
+    if not missing:
+        return found
+    if tx.dialect == "postgresql":
+        if await tx.first(IS_MARKED) is None:
+            return None
+        for name in missing:
+            await tx.all(OPEN_ALONE, tenant=tenant_id, space=name)
+    for name in missing:
+        if name == TOTAL:
             await tx.run(OPEN_TOTAL, tenant=tenant_id)
-        rows = await tx.all(LOCK_ACCOUNTS, **where)
-    return {row[0]: row[1] for row in rows}
+        else:
+            await tx.run(OPEN_NAMESPACE, tenant=tenant_id, space=name)
+    return {row[0]: row[1] for row in await tx.all(LOCK_ACCOUNTS, tenant=tenant_id, **names)}
+
+
+@write
+async def start_accounts(tx: Transaction) -> None:
+    """Let every writer of this moment finish, so that all later ones see that accounts are in use. Once per database."""
+    if await tx.first(IS_MARKED) is None:
+        await tx.run(STOP_WRITERS)
+        await tx.run(MARK)
 
 
 def _refusal(name: str, limit: int, used: int, needed: int) -> Exception:

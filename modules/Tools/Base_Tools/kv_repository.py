@@ -14,7 +14,7 @@ from modules.store_common.values import check_identifier
 from modules.Tools.Base_Tools import kv_operations as op
 from modules.Tools.Base_Tools.kv_arguments import check_integer, check_key, check_ttl, check_version
 from modules.Tools.Base_Tools.kv_errors import CounterOverflowError
-from modules.Tools.Base_Tools.kv_quota import Limits, within_limits
+from modules.Tools.Base_Tools.kv_quota import NOT_STARTED, Limits, start_accounts, within_limits
 from modules.Tools.Base_Tools.kv_reads import KeyValueReads
 from modules.Tools.Base_Tools.kv_records import encode_value
 
@@ -272,7 +272,12 @@ class KeyValueStore(KeyValueReads):
 
     async def _write(self, operation: Operation[Any, Any], tenant_id: str, namespace: str, *arguments: Any) -> Any:
         if self._limited:
-            return await self._executor.run(within_limits, self._limits, tenant_id, namespace, operation, arguments)
+            call = (self._limits, tenant_id, namespace, operation, arguments)
+            result = await self._executor.run(within_limits, *call)
+            if result is not NOT_STARTED:
+                return result
+            await self._executor.run(start_accounts)
+            return await self._executor.run(within_limits, *call)
         return await self._executor.run(operation, tenant_id, namespace, *arguments)
 
 
