@@ -18,7 +18,13 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set, Tuple, Ty
 
 import orjson
 
-from modules.storage.import_shapes import ImportedConversation, ImportedMessage, ShapeError, conversation_from_record, record_digest
+from modules.storage.import_shapes import (
+    ImportedConversation,
+    ImportedMessage,
+    ShapeError,
+    conversation_from_record,
+    record_digest,
+)
 from modules.store_common.errors import StorageError
 
 __all__ = [
@@ -49,11 +55,16 @@ _MAGIC = (
     (b"BZh", "is bzip2; unpack it first: bunzip2 -k {name}"),
     (b"\xfd7zXZ", "is xz; unpack it first: unxz -k {name}"),
     (b"\x28\xb5\x2f\xfd", "is zstd; unpack it first: unzstd {name}"),
-    (b"SQLite format 3\x00", "is a SQLite database, not a file of conversations; to open it use --url sqlite:///{name}"),
+    (
+        b"SQLite format 3\x00",
+        "is a SQLite database, not a file of conversations; to open it use --url sqlite:///{name}",
+    ),
 )
 _UTF16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
-_KNOWN = "known are JSON lines with messages, ShareGPT, a ChatGPT export (conversations.json) and our own export"
+_KNOWN = (
+    "known are JSON lines with messages, ShareGPT, a ChatGPT export (conversations.json) and our own export"
+)
 
 # A string, closed or cut off by the end of the buffer (group 1 is then empty), or a bracket.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{}]', re.DOTALL)
@@ -105,7 +116,9 @@ class ImportFile:
         formats: Which formats were met so far ("messages", "sharegpt", "chatgpt").
     """
 
-    def __init__(self, path: Union[str, "os.PathLike[str]"], *, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
+    def __init__(
+        self, path: Union[str, os.PathLike[str]], *, max_record_bytes: int = MAX_RECORD_BYTES
+    ) -> None:
         self.path = Path(path)
         self.size_bytes: Optional[int] = None
         self.bytes_read = 0
@@ -116,7 +129,7 @@ class ImportFile:
         self._is_own = False
         self._seen: Dict[bytes, int] = {}
 
-    def __enter__(self) -> "ImportFile":
+    def __enter__(self) -> ImportFile:
         self._stream, self.size_bytes = _open(self.path)
         try:
             self._look()
@@ -126,7 +139,10 @@ class ImportFile:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]
+        self,
+        kind: Optional[Type[BaseException]],
+        value: Optional[BaseException],
+        trace: Optional[TracebackType],
     ) -> None:
         if self._stream is not None:
             self._stream.close()
@@ -361,7 +377,11 @@ def _looks_like_utf16(head: bytes) -> bool:
     sample = head[:200]
     pairs = len(sample) // 2
     zeros = sample.count(0)
-    return pairs > 1 and zeros >= pairs * 0.8 and (not any(sample[0::2][:pairs]) or not any(sample[1::2][:pairs]))
+    return (
+        pairs > 1
+        and zeros >= pairs * 0.8
+        and (not any(sample[0::2][:pairs]) or not any(sample[1::2][:pairs]))
+    )
 
 
 def _open(path: Path) -> Tuple[BinaryIO, Optional[int]]:

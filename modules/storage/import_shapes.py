@@ -20,7 +20,14 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tup
 
 import orjson
 
-__all__ = ["ROLES", "ImportedConversation", "ImportedMessage", "ShapeError", "conversation_from_record", "record_digest"]
+__all__ = [
+    "ROLES",
+    "ImportedConversation",
+    "ImportedMessage",
+    "ShapeError",
+    "conversation_from_record",
+    "record_digest",
+]
 
 #: The roles of messages, as OpenAI's chat format names them.
 ROLES = frozenset(("system", "user", "assistant", "tool"))
@@ -96,7 +103,9 @@ def conversation_from_record(record: Any) -> ImportedConversation:
             return _from_list(record, key, "sharegpt")
     if "role" in record or "from" in record:
         raise ShapeError('is a single message; a conversation is a line of its own: {"messages": [...]}')
-    raise ShapeError('has neither "messages" (chat lines) nor "conversations" (ShareGPT) nor "mapping" (ChatGPT export)')
+    raise ShapeError(
+        'has neither "messages" (chat lines) nor "conversations" (ShareGPT) nor "mapping" (ChatGPT export)'
+    )
 
 
 # --- lists of messages: our own lines, OpenAI's chat lines, ShareGPT
@@ -120,7 +129,9 @@ def _from_list(record: Mapping[str, Any], key: str, shape: str) -> ImportedConve
     )
 
 
-_MESSAGE_KEYS = frozenset(("id", "role", "from", "content", "value", "name", "created_at", "timestamp", "parent_id", "metadata"))
+_MESSAGE_KEYS = frozenset(
+    ("id", "role", "from", "content", "value", "name", "created_at", "timestamp", "parent_id", "metadata")
+)
 
 
 def _message(item: Any, position: int) -> ImportedMessage:
@@ -128,7 +139,12 @@ def _message(item: Any, position: int) -> ImportedMessage:
     if not isinstance(item, dict):
         raise ShapeError(f"{where} is {_kind(item)}, not a JSON object")
     role = _role(item.get("role", item.get("from")), where)
-    if "content" not in item and "value" not in item and "tool_calls" not in item and "function_call" not in item:
+    if (
+        "content" not in item
+        and "value" not in item
+        and "tool_calls" not in item
+        and "function_call" not in item
+    ):
         raise ShapeError(f'{where} has no "content"')
     content = item.get("content", item.get("value"))
     content = "" if content is None else content
@@ -164,7 +180,9 @@ def _from_chatgpt(record: Mapping[str, Any]) -> ImportedConversation:
     nodes: Dict[str, Any] = record["mapping"]
     parents = {key: node.get("parent") if isinstance(node, dict) else None for key, node in nodes.items()}
     messages: List[ImportedMessage] = []
-    nearest: Dict[str, Optional[str]] = {}  # node -> itself where it has a message, else its nearest ancestor that has
+    nearest: Dict[
+        str, Optional[str]
+    ] = {}  # node -> itself where it has a message, else its nearest ancestor that has
     for key in _oldest_first(nodes, parents):
         parent = nearest.get(parents[key]) if parents[key] is not None else None
         message = nodes[key].get("message") if isinstance(nodes[key], dict) else None
@@ -176,7 +194,9 @@ def _from_chatgpt(record: Mapping[str, Any]) -> ImportedConversation:
     if len(nearest) != len(nodes):
         raise ShapeError("has nodes in its mapping that are their own ancestors")
     current = record.get("current_node")
-    extra = {"current_message_id": nearest[current]} if isinstance(current, str) and nearest.get(current) else {}
+    extra = (
+        {"current_message_id": nearest[current]} if isinstance(current, str) and nearest.get(current) else {}
+    )
     for key in ("default_model_slug", "gizmo_id", "is_archived", "update_time"):
         if record.get(key) is not None:
             extra[key] = record[key]
@@ -218,7 +238,11 @@ def _from_node(key: str, message: Mapping[str, Any], parent: Optional[str]) -> I
     author = message.get("author")
     author = author if isinstance(author, dict) else {}
     metadata = message.get("metadata")
-    kept = {name: value for name, value in (metadata if isinstance(metadata, dict) else {}).items() if value is not None}
+    kept = {
+        name: value
+        for name, value in (metadata if isinstance(metadata, dict) else {}).items()
+        if value is not None
+    }
     for name in ("recipient", "channel", "end_turn"):
         if message.get(name) not in (None, "all"):
             kept[name] = message[name]
@@ -293,7 +317,9 @@ def _instant(value: Any, where: str) -> Optional[datetime]:
             text = value[:-1] + "+00:00" if value.endswith(("Z", "z")) else value
             found = datetime.fromisoformat(text)
             # Files without an offset are UTC by far most often; the manual says so.
-            return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+            return (
+                found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+            )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             seconds = value / 1000 if abs(value) > _MILLISECONDS_ABOVE else value
             return _EPOCH + timedelta(seconds=seconds)

@@ -9,10 +9,16 @@ Adding a revision: see docs/migrations.md.
 
 from __future__ import annotations
 
-__all__ = ["HEAD", "VERSION_TABLE"]
+from modules.store_common.errors import StorageError
+
+__all__ = ["HEAD", "VERSION_TABLE", "MigrationError"]
 
 #: The newest revision. A start-up whose database is there already never imports Alembic; a test holds it to versions/.
 HEAD = "0001"
 
 #: Where the database says which revision it is at. Not `alembic_version`: users may have Alembic of their own here.
 VERSION_TABLE = "atlas_alembic_version"
+
+
+class MigrationError(StorageError):
+    """The schema cannot be brought up to date; nothing was changed. The message says what to do."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Iterator, List, Optional
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from modules.storage.migrations import HEAD, VERSION_TABLE
-from modules.store_common.errors import BusyError, StorageError, UnavailableError
+from modules.storage.migrations import HEAD, VERSION_TABLE, MigrationError
+from modules.store_common.errors import BusyError, UnavailableError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -39,20 +40,21 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+# Alembic keeps the context of a run in module globals: two databases of one process are migrated one after the other.
+_one_run = threading.Lock()
 
 # Any fixed 64-bit number will do, as long as nobody else in the database uses it: "ATLASmig" in ASCII.
 _LOCK_KEY = 0x41544C41536D6967
 _TABLE_EXISTS = {
     "sqlite": text("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = :name"),
-    "postgresql": text("SELECT 1 WHERE to_regclass(:name) IS NOT NULL"),
+    # Not to_regclass(): its cached "there is none" outlives the wait for an advisory lock.
+    "postgresql": text(
+        "SELECT 1 FROM pg_catalog.pg_class WHERE relname = :name AND pg_table_is_visible(oid)"
+    ),
 }
-_VERSIONS = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 - a constant of ours
+_VERSIONS = text(f"SELECT version_num FROM {VERSION_TABLE}")
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL, appendix A, "lock_not_available"
 _SQLITE_BUSY = 5  # sqlite.org/rescode.html; the primary code is the low byte
-
-
-class MigrationError(StorageError):
-    """The schema cannot be brought up to date; nothing was changed. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,14 @@ def sql(dialect: str, *, search_language: str = "english") -> str:
     buffer = io.StringIO()
     config = _config(search_language, output_buffer=buffer)
     config.attributes["dialect"] = dialect
-    command.upgrade(config, "head", sql=True)
+    with _one_run:
+        command.upgrade(config, "head", sql=True)
     return buffer.getvalue()
 
 
-def upgrade(engine: Engine, *, search_language: str = "english", lock_timeout_seconds: float = 60.0) -> List[str]:
+def upgrade(
+    engine: Engine, *, search_language: str = "english", lock_timeout_seconds: float = 60.0
+) -> List[str]:
     """Apply every revision that is missing, in one transaction, and return their ids (empty: nothing was missing).
 
     Args:
@@ -147,7 +152,8 @@ def _run(connection: Connection, search_language: str) -> None:
 
     config = _config(search_language)
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _one_run:
+        command.upgrade(config, "head")
 
 
 def _after(revision: Optional[str]) -> List[str]:
@@ -198,7 +204,9 @@ def _locked_sqlite(connection: Connection, timeout_ms: int) -> Iterator[None]:
     try:
         with connection.begin():  # SQLAlchemy's bookkeeping; its COMMIT ends ours
             if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-                connection.exec_driver_sql("ROLLBACK")  # an engine whose "begin" event has begun, but not IMMEDIATE
+                connection.exec_driver_sql(
+                    "ROLLBACK"
+                )  # an engine whose "begin" event has begun, but not IMMEDIATE
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield
     finally:
