@@ -1,4 +1,4 @@
-"""Room: users, sessions and conversations themselves; their messages are in other rooms."""
+"""Room: conversations themselves; their messages are in other rooms."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Dict, List, Mapping, Optional
 
-from sqlalchemy import BigInteger, bindparam, case, null, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, bindparam, null, or_, select, tuple_, update
 
 from modules.conversation_store.encoding import (
     check_limit,
@@ -17,16 +16,10 @@ from modules.conversation_store.encoding import (
     encode_metadata,
 )
 from modules.conversation_store.errors import ConversationExistsError, ConversationNotFoundError
-from modules.conversation_store.models import CONVERSATION_STATUSES, ConversationRow, SessionRow, UserRow
-from modules.conversation_store.records import Conversation, Page, Session, User, page_of
-from modules.conversation_store.rows import (
-    CONVERSATION_COLUMNS,
-    SESSION_COLUMNS,
-    USER_COLUMNS,
-    to_conversation,
-    to_session,
-    to_user,
-)
+from modules.conversation_store.models import CONVERSATION_STATUSES, ConversationRow
+from modules.conversation_store.people import insert_new, keep_or
+from modules.conversation_store.records import Conversation, Page, page_of
+from modules.conversation_store.rows import CONVERSATION_COLUMNS, to_conversation
 from modules.storage.columns import UtcDateTime, utc_now
 from modules.storage.operations import Store, Transaction, read, write
 from modules.storage.statements import Row, Statement
@@ -36,53 +29,11 @@ from modules.store_common.errors import ConcurrencyError, InvalidValueError
 from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier
 
-__all__ = ["Conversations", "People"]
+__all__ = ["ADD_CONVERSATION", "GET_CONVERSATION", "Conversations"]
 
 _C = ConversationRow
 _HERE = (_C.tenant_id == bindparam("tenant_id"), _C.id == bindparam("conversation_id"))
 
-
-def _insert_new(table: Any, columns: List[Any], values: Dict[str, Any]) -> Statement:
-    """Insert a row unless its key is taken; gives the row when it was inserted."""
-    return Statement(
-        postgresql=postgresql.insert(table).values(values).on_conflict_do_nothing().returning(*columns),
-        sqlite=sqlite.insert(table).values(values).on_conflict_do_nothing().returning(*columns),
-    )
-
-
-def _keep_or(column: Any, name: str) -> Any:
-    """Return "the parameter `name`, or what is there when the parameter `keep_<name>` is 1"."""
-    return case(
-        (bindparam(f"keep_{name}", type_=BigInteger) == 1, column), else_=bindparam(name, type_=column.type)
-    )
-
-
-def _add_profile(table: Any, label: Any, columns: List[Any]) -> Statement:
-    values = {
-        table.tenant_id: bindparam("tenant_id"),
-        table.id: bindparam("id"),
-        label: bindparam("label"),
-        table.metadata_: bindparam("metadata"),
-        table.created_at: utc_now(),
-        table.updated_at: utc_now(),
-    }
-    return _insert_new(table, columns, values)
-
-
-def _change_profile(table: Any, label: Any, columns: List[Any]) -> Statement:
-    values = {
-        label: _keep_or(label, "label"),
-        table.metadata_: _keep_or(table.metadata_, "metadata"),
-        table.updated_at: utc_now(),
-    }
-    key = (table.tenant_id == bindparam("tenant_id"), table.id == bindparam("id"))
-    return Statement(update(table).where(*key).values(values).returning(*columns))
-
-
-ADD_USER = _add_profile(UserRow, UserRow.name, USER_COLUMNS)
-ADD_SESSION = _add_profile(SessionRow, SessionRow.user_id, SESSION_COLUMNS)
-CHANGE_USER = _change_profile(UserRow, UserRow.name, USER_COLUMNS)
-CHANGE_SESSION = _change_profile(SessionRow, SessionRow.user_id, SESSION_COLUMNS)
 
 _NEW = {
     _C.tenant_id: bindparam("tenant_id"),
@@ -101,7 +52,7 @@ _NEW = {
     _C.created_at: utc_now(),
     _C.updated_at: utc_now(),
 }
-ADD_CONVERSATION = _insert_new(_C, CONVERSATION_COLUMNS, _NEW)
+ADD_CONVERSATION = insert_new(_C, CONVERSATION_COLUMNS, _NEW)
 GET_CONVERSATION = Statement(select(*CONVERSATION_COLUMNS).where(*_HERE, _C.status != "deleted"))
 _EXPECTED = bindparam("expected_version", type_=BigInteger)
 CHANGE_CONVERSATION = Statement(
@@ -109,8 +60,8 @@ CHANGE_CONVERSATION = Statement(
     .where(*_HERE, _C.status != "deleted", or_(_EXPECTED.is_(None), _C.version == _EXPECTED))
     .values(
         {
-            _C.title: _keep_or(_C.title, "title"),
-            _C.metadata_: _keep_or(_C.metadata_, "metadata"),
+            _C.title: keep_or(_C.title, "title"),
+            _C.metadata_: keep_or(_C.metadata_, "metadata"),
             _C.version: _C.version + 1,
             _C.updated_at: utc_now(),
         }
@@ -156,13 +107,6 @@ def _list_statement(user: bool, session: bool, after: bool, before: bool, paged:
     return Statement(
         statement.order_by(_C.updated_at.desc(), _C.id.desc()).limit(bindparam("limit", type_=BigInteger))
     )
-
-
-@write
-async def ensure_profile(tx: Transaction, add: Statement, change: Statement, values: Dict[str, Any]) -> Row:
-    """Add a user or session, or change the given parts of one that is there."""
-    row = await tx.first(add, **values)
-    return row if row is not None else await tx.one(change, **values)
 
 
 @write
@@ -228,59 +172,6 @@ async def set_status(
 async def soft_delete(tx: Transaction, tenant_id: str, conversation_id: str) -> bool:
     """Mark a conversation as deleted."""
     return await tx.first(SOFT_DELETE, tenant_id=tenant_id, conversation_id=conversation_id) is not None
-
-
-class People(Store):
-    """Users and sessions."""
-
-    async def ensure_user(
-        self,
-        user_id: str,
-        *,
-        name: Optional[str] = None,
-        metadata: Optional[Mapping[str, Any]] = None,
-        tenant_id: Optional[str] = None,
-    ) -> User:
-        """Return the user, made if need be.
-
-        Args:
-            user_id: The application's id of the user.
-            name: What the user is called; None leaves it as it is.
-            metadata: JSON object that replaces the one there is; None leaves it.
-            tenant_id: Whose; see `TenantPolicy`.
-        """
-        values = self._profile(tenant_id, user_id, "user_id", check_optional_text(name, "name"), metadata)
-        return to_user(await self._executor.run(ensure_profile, ADD_USER, CHANGE_USER, values))
-
-    async def ensure_session(
-        self,
-        session_id: Optional[str] = None,
-        *,
-        user_id: Optional[str] = None,
-        metadata: Optional[Mapping[str, Any]] = None,
-        tenant_id: Optional[str] = None,
-    ) -> Session:
-        """Return the session, made if need be; None makes one with a new id. None for the rest leaves it as it is."""
-        own = new_id() if session_id is None else session_id
-        values = self._profile(tenant_id, own, "session_id", check_optional_id(user_id, "user_id"), metadata)
-        return to_session(await self._executor.run(ensure_profile, ADD_SESSION, CHANGE_SESSION, values))
-
-    def _profile(
-        self,
-        tenant_id: Optional[str],
-        entity_id: str,
-        where: str,
-        label: Any,
-        metadata: Optional[Mapping[str, Any]],
-    ) -> Dict[str, Any]:
-        return {
-            "tenant_id": self._tenant(tenant_id),
-            "id": check_identifier(entity_id, where),
-            "label": label,
-            "keep_label": 1 if label is None else 0,
-            "metadata": encode_metadata(metadata),
-            "keep_metadata": 1 if metadata is None else 0,
-        }
 
 
 class Conversations(Store):

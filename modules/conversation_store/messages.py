@@ -349,7 +349,9 @@ class Messages(Store):
         return [
             known[place.sequence]
             if place.created_at is None
-            else appended_message(conversation_id, fields, *_given(message), place)
+            else appended_message(
+                conversation_id, fields, _given(message, "content"), _given(message, "metadata"), place
+            )
             for message, fields, place in zip(messages, encoded, places)
         ]
 
@@ -442,7 +444,5 @@ class Messages(Store):
         }
 
 
-def _given(message: Union[NewMessage, Mapping[str, Any]]) -> Any:
-    if isinstance(message, NewMessage):
-        return message.content, message.metadata
-    return message["content"], message.get("metadata")
+def _given(message: Union[NewMessage, Mapping[str, Any]], field: str) -> Any:
+    return getattr(message, field) if isinstance(message, NewMessage) else message.get(field)

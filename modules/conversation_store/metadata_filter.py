@@ -6,24 +6,24 @@ key is compared as a value with `json_each`.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
-from sqlalchemy import text
+from sqlalchemy import Text, bindparam, case, exists, func, literal_column, or_, type_coerce
 
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import encode_json, encode_text
 
-__all__ = ["MetadataFilter", "sqlite_condition"]
+__all__ = ["MetadataFilter", "Shape", "sqlite_conditions"]
 
 _MAX_TERMS = 16
 _MAX_DEPTH = 8
 #: Kind of value -> the types that SQLite's json_each calls it by.
-_KINDS = {
-    "null": "'null'",
-    "true": "'true'",
-    "false": "'false'",
-    "number": "'integer', 'real'",
-    "text": "'text'",
+_KINDS: Dict[str, List[Any]] = {
+    "null": [literal_column("'null'")],
+    "true": [literal_column("'true'")],
+    "false": [literal_column("'false'")],
+    "number": [literal_column("'integer'"), literal_column("'real'")],
+    "text": [literal_column("'text'")],
 }
 
 Shape = Tuple[Tuple[int, str], ...]
@@ -95,22 +95,22 @@ def _place(document: Dict[str, Any], steps: List[str], value: Any) -> None:
     document[steps[-1]] = value
 
 
-def sqlite_condition(shape: Optional[Shape], column: str) -> List[Any]:
-    """Return the conditions of a filter of this shape on the JSON text in `column`, a name of ours."""
-    return [text(_term(index, depth, kind, column)) for index, (depth, kind) in enumerate(shape or ())]
+def sqlite_conditions(shape: Shape, column: Any) -> List[Any]:
+    """Return the conditions of a filter of this shape on the JSON text in `column`."""
+    return [_term(index, depth, kind, column) for index, (depth, kind) in enumerate(shape)]
 
 
-def _term(index: int, depth: int, kind: str, column: str) -> str:
-    sources, tests = [f"json_each({column}) AS e0"], [f"e0.key = :step_{index}_0"]
-    for level in range(1, depth):
-        above = f"e{level - 1}"
+def _term(index: int, depth: int, kind: str, column: Any) -> Any:
+    entry: Any = None
+    tests = []
+    for level in range(depth):
         # what is no object has no keys; json_each would refuse a plain text
-        sources.append(
-            f"json_each(CASE WHEN {above}.type = 'object' THEN {above}.value ELSE '{{}}' END) AS e{level}"
+        source = column if entry is None else case((entry.c.type == "object", entry.c.value), else_="{}")
+        entry = func.json_each(type_coerce(source, Text)).table_valued(
+            "key", "type", "value", "atom", name=f"e{level}"
         )
-        tests.append(f"e{level}.key = :step_{index}_{level}")
-    last = f"e{depth - 1}"
-    tests.append(f"{last}.type IN ({_KINDS[kind]})")
+        tests.append(entry.c.key == bindparam(f"step_{index}_{level}", type_=Text()))
+    tests.append(or_(*[entry.c.type == name for name in _KINDS[kind]]))
     if kind in ("number", "text"):
-        tests.append(f"{last}.atom = :value_{index}")
-    return f"EXISTS (SELECT 1 FROM {', '.join(sources)} WHERE {' AND '.join(tests)})"
+        tests.append(entry.c.atom == bindparam(f"value_{index}"))
+    return exists().where(*tests)

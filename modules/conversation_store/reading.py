@@ -9,8 +9,10 @@ from sqlalchemy import (
     BigInteger,
     String,
     Text,
+    any_,
     bindparam,
     cast,
+    func,
     literal_column,
     null,
     select,
@@ -22,7 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from modules.conversation_store.encoding import check_label, check_limit, check_optional_integer, check_status
 from modules.conversation_store.messages import READABLE
-from modules.conversation_store.metadata_filter import MetadataFilter, Shape, sqlite_condition
+from modules.conversation_store.metadata_filter import MetadataFilter, Shape, sqlite_conditions
 from modules.conversation_store.models import ConversationRow, MessageEventRow, MessageRow
 from modules.conversation_store.records import Message, MessageEvent, Page, page_of
 from modules.conversation_store.rows import EVENT_COLUMNS, MESSAGE_COLUMNS, to_event, to_message
@@ -46,7 +48,7 @@ RECENT = Statement(_RECENT)
 _RECENT_COLUMNS = ", ".join(f"m.{column.name}" for column in MESSAGE_COLUMNS)
 RECENT_BATCH = Statement(
     postgresql=text(
-        f"SELECT g.n, {_RECENT_COLUMNS} "  # noqa: S608 - column names of ours
+        f"SELECT g.n, {_RECENT_COLUMNS} "
         "FROM unnest(:tenants, :conversations, :limits) WITH ORDINALITY AS g (tenant_id, conversation_id, most, n) "
         "JOIN atlas_conversations c ON c.tenant_id = g.tenant_id AND c.id = g.conversation_id AND c.status <> 'deleted' "
         "CROSS JOIN LATERAL (SELECT * FROM atlas_messages m WHERE m.tenant_id = g.tenant_id "
@@ -86,15 +88,8 @@ async def load_recent(tx: Transaction, tenant_id: str, conversation_id: str, lim
 
 def _one_of(column: Any, name: str, dialect: str) -> Any:
     if dialect == "postgresql":
-        return column == _any(bindparam(name, type_=ARRAY(Text())))
-    each = text(f"SELECT value FROM json_each(:{name})").columns(value=String)  # noqa: S608 - a name of ours
-    return column.in_(each)
-
-
-def _any(array: Any) -> Any:
-    from sqlalchemy import any_
-
-    return any_(array)
+        return column == any_(bindparam(name, type_=ARRAY(Text())))
+    return column.in_(select(func.json_each(bindparam(name, type_=Text())).table_valued("value").c.value))
 
 
 @lru_cache(maxsize=256)
@@ -109,7 +104,7 @@ def _fetch_statement(
         if not include_deleted:
             query = query.where(_M.deleted_at.is_(None))
         if shape is not None and dialect == "sqlite":
-            query = query.where(*sqlite_condition(shape, "atlas_messages.metadata"))
+            query = query.where(*sqlite_conditions(shape, _M.metadata_))
         elif shape is not None:
             document = cast(bindparam("document", type_=Text()), JSONB)
             query = query.where(cast(_M.metadata_, JSONB).op("@>")(document))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Optional
 
-from modules.conversation_store.conversations import Conversations, People
+from modules.conversation_store.conversations import Conversations
 from modules.conversation_store.messages import Messages
+from modules.conversation_store.people import People
 from modules.conversation_store.reading import Reading
 from modules.conversation_store.records import RetentionPolicy
 from modules.storage.operations import Executor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from datetime import datetime
+from typing import Any, Dict, List, cast
 
 from modules.conversation_store.append import Appended
 from modules.conversation_store.models import (
@@ -103,7 +104,7 @@ def appended_message(
         metadata: The caller's metadata, None for none.
         place: Where it landed; its `created_at` is known.
     """
-    assert place.created_at is not None
+    created_at = cast(datetime, place.created_at)
     return Message(
         conversation_id,
         place.sequence,
@@ -118,7 +119,7 @@ def appended_message(
         fields["parent_id"],
         fields["client_message_id"],
         1,
-        place.created_at,
+        created_at,
         None,
         None,
     )
