@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Optional, Union
 
+from modules.storage.opening import OpenOnce, run_in_thread
 from modules.storage.pool_errors import PoolError, PoolTimeoutError
 from modules.storage.settings import SQLBackendSettings, SQLDialect
 from modules.store_common.deadlines import deadline_after
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from modules.storage.backends.postgresql_executor import PostgresExecutor
     from modules.storage.backends.sqlite_executor import SQLiteExecutor
 
-__all__ = ["PoolError", "PoolTimeoutError", "SQLPool", "run_in_thread"]
+__all__ = ["PoolError", "PoolTimeoutError", "SQLPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class SQLPool:
         self._session_factory: Optional[sessionmaker[Session]] = None
         # a plain lock: held for moments only, and right whichever loop or thread comes (P25)
         self._lock = threading.Lock()
-        self._opening: Optional[_Opening] = None
+        self._opening = OpenOnce()
 
     @property
     def settings(self) -> SQLBackendSettings:
@@ -107,27 +108,11 @@ class SQLPool:
             UnavailableError, PermissionDeniedError, CorruptionError: it cannot be opened; nothing stays open.
             MissingDependencyError: the driver is not installed.
         """
-        while True:
-            with self._lock:
-                if self._executor is not None:
-                    return
-                opening = self._opening
-                mine = opening is None
-                if opening is None:
-                    opening = self._opening = _Opening()
-            if mine:
-                await self._open(opening)
-                return
-            await opening.wait()
+        await self._opening.run(lambda: self._executor is not None, self._open)
 
-    async def _open(self, opening: _Opening) -> None:
+    async def _open(self) -> None:
         started = time.monotonic()
-        try:
-            self._executor = await self._open_executor()
-        finally:
-            with self._lock:
-                self._opening = None
-            opening.done()
+        self._executor = await self._open_executor()
         logger.info(
             "storage.pool.initialized",
             extra={"backend": self.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
@@ -136,7 +121,7 @@ class SQLPool:
     async def _open_executor(self) -> Union[SQLiteExecutor, PostgresExecutor]:
         if self._settings.dialect is SQLDialect.SQLITE:
             executor = _sqlite_executor(self._settings)
-            await run_in_thread(executor.open)
+            await _open_or_undo(executor)
             return executor
         postgres = _postgres_executor(self._settings)
         await postgres.open()
@@ -188,68 +173,13 @@ class SQLPool:
         return {} if self._executor is None else self._executor.statistics()
 
 
-class _Opening:
-    """One attempt to open, which callers on any loop may wait for."""
-
-    def __init__(self) -> None:
-        self._done = threading.Event()
-        self._waiters: Dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
-        self._lock = threading.Lock()
-
-    async def wait(self) -> None:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if self._done.is_set():
-                return
-            waiter: asyncio.Future[None] = loop.create_future()
-            self._waiters[waiter] = loop
-        await waiter
-
-    def done(self) -> None:
-        with self._lock:
-            self._done.set()
-            waiters, self._waiters = self._waiters, {}
-        for waiter, loop in waiters.items():
-            try:
-                loop.call_soon_threadsafe(_wake, waiter)
-            except RuntimeError:
-                # that loop was closed while it waited
-                continue
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-async def run_in_thread(function: Any) -> Any:
-    """Run a blocking call of start-up or shutdown in a thread of its own: the default executor may be full or gone."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: Optional[BaseException]) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    def work() -> None:
-        result: Any = None
-        error: Optional[BaseException] = None
-        try:
-            result = function()
-        except BaseException as exc:
-            error = exc
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            # the loop was closed meanwhile: nobody waits
-            return
-
-    threading.Thread(target=work, name="atlas-storage-blocking", daemon=True).start()
-    return await future
+async def _open_or_undo(executor: SQLiteExecutor) -> None:
+    """Open the threads; when the caller is cancelled meanwhile, close what the opening thread goes on to open."""
+    try:
+        await run_in_thread(executor.open)
+    except asyncio.CancelledError:
+        executor.open_and_close_later()
+        raise
 
 
 def _sqlite_executor(settings: SQLBackendSettings) -> SQLiteExecutor:

@@ -95,6 +95,10 @@ class SQLBackendSettings(Section):
     tls_ca_file: Optional[Text] = Field(
         None, description="PEM file of trusted authorities; unset: the system's."
     )
+    auto_migrate: bool = Field(
+        True,
+        description="Bring the schema up to date when the manager opens; off: a schema that is behind is refused.",
+    )
     application_name: Text = Field("atlas-storage", description="Name shown in `pg_stat_activity`.")
     search_language: Text = Field("english", description="Language of text search: stemming and stop words.")
     sqlite_synchronous: SqliteSynchronous = Field(

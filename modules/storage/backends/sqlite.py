@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, 
 from modules.storage.backends.rows import compile_free_sql
 from modules.storage.backends.sqlite_connection import SQLiteOptions, open_connection
 from modules.storage.backends.sqlite_errors import translate
+from modules.storage.opening import run_in_thread
 from modules.store_common.errors import PermissionDeniedError, StorageIOError, UnavailableError
 
 if TYPE_CHECKING:
@@ -130,8 +131,6 @@ class SQLiteBackend:
         Raises:
             StorageIOError, StorageFullError, PermissionDeniedError: the copy cannot be written; none is left.
         """
-        from modules.storage.pool import run_in_thread
-
         target = Path(path).expanduser().absolute()
         options = self._executor.options
         await run_in_thread(lambda: _backup(options, target, progress))

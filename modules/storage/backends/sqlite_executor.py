@@ -58,6 +58,19 @@ class SQLiteExecutor:
         """Whether the threads run."""
         return self._writer is not None
 
+    def open_and_close_later(self) -> None:
+        """Undo an `open` that another thread is in the middle of: close as soon as it is done."""
+
+        def undo() -> None:
+            with self._lock:
+                writer, reader = self._writer, self._reader
+                self._writer = self._reader = None
+            for thread in (reader, writer):
+                if thread is not None:
+                    thread.close(timeout_s=10.0)
+
+        threading.Thread(target=undo, name="atlas-sqlite-close", daemon=True).start()
+
     def open(self) -> None:
         """Open the connections and start the threads. Blocks for some milliseconds; call it off the loop.
 

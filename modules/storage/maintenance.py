@@ -1,0 +1,84 @@
+"""What the manager does in the background: sweep expired keys, end turns whose process died, apply retention."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Awaitable, Callable, List, Tuple
+
+from modules.store_common.errors import StorageError
+
+if TYPE_CHECKING:
+    from modules.storage.operations import Executor
+    from modules.storage.settings import StorageSettings
+    from modules.store_common.tenancy import TenantPolicy
+
+__all__ = ["Maintenance"]
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two rounds of each duty; the first round of all comes at start-up.
+_TURNS_EVERY_S = 30.0
+_SWEEP_EVERY_S = 60.0
+_RETENTION_EVERY_S = 3600.0
+_SWEEP_BATCH = 1000
+
+_Duty = Tuple[str, float, Callable[[], Awaitable[int]]]
+
+
+class Maintenance:
+    """Rounds of upkeep across all tenants. Any number of processes may do them at the same time."""
+
+    def __init__(self, executor: Executor, settings: StorageSettings, tenancy: TenantPolicy) -> None:
+        self._executor = executor
+        self._settings = settings
+        self._tenancy = tenancy
+
+    async def run(self) -> None:
+        """Do every duty when it is due, for ever; ended by cancelling its task."""
+        duties: List[_Duty] = [
+            ("turns", _TURNS_EVERY_S, self._recover_turns),
+            ("sweep", _SWEEP_EVERY_S, self._sweep),
+        ]
+        retention = self._settings.retention
+        if retention.conversation_days or retention.conversation_history_limit:
+            duties.append(("retention", _RETENTION_EVERY_S, self._retain))
+        due = {name: 0.0 for name, _, _ in duties}
+        while True:
+            for name, every_s, duty in duties:
+                if due[name] <= time.monotonic():
+                    await self._do(name, duty)
+                    due[name] = time.monotonic() + every_s
+            await asyncio.sleep(max(0.05, min(due.values()) - time.monotonic()))
+
+    async def _do(self, name: str, duty: Callable[[], Awaitable[int]]) -> None:
+        try:
+            count = await duty()
+        except StorageError as exc:
+            # the next round tries again; health shows a database that is away
+            logger.warning("storage.maintenance.failed", extra={"operation": name, "error_type": type(exc).__name__})
+        except Exception:
+            logger.exception("storage.maintenance.defect", extra={"operation": name})
+        else:
+            if count:
+                logger.info("storage.maintenance.done", extra={"operation": name, "count": count})
+
+    async def _recover_turns(self) -> int:
+        from modules.conversation_store.repository import ConversationStore
+
+        return await ConversationStore(self._executor, self._tenancy).recover_turns()
+
+    async def _sweep(self) -> int:
+        from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
+
+        maintenance = KeyValueMaintenance(self._executor)
+        total = 0
+        while True:
+            count = await maintenance.sweep_expired(_SWEEP_BATCH)
+            total += count
+            if count < _SWEEP_BATCH:
+                return total
+
+    async def _retain(self) -> int:
+        raise NotImplementedError

@@ -1,0 +1,345 @@
+"""`StorageManager`: configuration, lifecycle, health and access to every store, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Union
+
+from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
+from modules.storage.maintenance import Maintenance
+from modules.storage.manager_checks import health_checks, verify_tables
+from modules.storage.manager_schema import ensure_schema, require_known_schema
+from modules.storage.opening import OpenOnce
+from modules.storage.pool import SQLPool
+from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
+from modules.storage.unit_of_work import UnitOfWork
+from modules.store_common.errors import NotConfiguredError, NotInitializedError, StorageError
+from modules.store_common.tenancy import TenantPolicy
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from modules.conversation_store.repository import ConversationStore
+    from modules.storage.adapters import DomainStoreFactory
+    from modules.storage.backends.postgresql import PostgreSQLBackend
+    from modules.storage.backends.sqlite import SQLiteBackend
+    from modules.storage.operations import Executor
+    from modules.Tools.Base_Tools.kv_store import KeyValueStore
+
+__all__ = ["StorageManager"]
+
+logger = logging.getLogger(__name__)
+
+
+class StorageManager:
+    """Owns the stores of an application.
+
+    Nothing is opened before `initialize()` (or `async with`). Stores are made at first access.
+
+    Args:
+        settings: `StorageSettings`, a mapping as for `StorageSettings.from_dict`, or None: SQLite in ./.atlas/.
+
+    Raises:
+        SettingsError: the settings are wrong.
+    """
+
+    def __init__(self, settings: Union[None, StorageSettings, Mapping[str, Any]] = None) -> None:
+        self._settings = _as_settings(settings)
+        self._opening = OpenOnce()
+        self._pool: Optional[SQLPool] = None
+        self._stores: Dict[str, Any] = {}
+        self._backend: Any = None
+        self._tasks: List[asyncio.Task[None]] = []
+        self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
+        self._process = os.getpid()
+
+    # --- lifecycle ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether `initialize()` has succeeded and `shutdown()` was not called since."""
+        return self._pool is not None
+
+    async def initialize(self) -> None:
+        """Open the database, bring its schema up to date and start the background tasks.
+
+        Harmless when it is open already; concurrent calls open once. A failed call leaves nothing open and can be
+        repeated.
+
+        Raises:
+            StorageError: says which store failed and why.
+        """
+        await self._opening.run(lambda: self._pool is not None, self._open)
+
+    async def _open(self) -> None:
+        started = time.monotonic()
+        self._refuse_unbuilt()
+        pool = SQLPool(self._settings.sql)
+        await pool.initialize()
+        try:
+            if self._settings.sql.auto_migrate:
+                await ensure_schema(pool)
+            else:
+                await require_known_schema(pool)
+        except BaseException:
+            await pool.shutdown()
+            raise
+        self._process = os.getpid()
+        self._pool = pool
+        maintenance = Maintenance(self.executor, self._settings, self._tenancy)
+        self._tasks = [
+            asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
+            asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
+        ]
+        logger.info(
+            "storage.initialized",
+            extra={"backend": pool.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
+        )
+
+    async def shutdown(self) -> None:
+        """Finish what is under way, stop the background tasks and close what this manager opened. Harmless when closed."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        tasks, self._tasks = self._tasks, []
+        self._stores = {}
+        self._backend = None
+        await _stop(tasks)
+        await pool.shutdown()
+        logger.info("storage.shutdown", extra={"backend": pool.dialect})
+
+    async def __aenter__(self) -> StorageManager:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        await self.shutdown()
+
+    # --- settings -----------------------------------------------------------------------------------------------
+
+    def get_settings(self) -> StorageSettings:
+        """Return the settings in effect."""
+        return self._settings
+
+    def configure(self, **overrides: Any) -> StorageSettings:
+        """Change settings before `initialize()`, for example `configure(sql={"url": "postgresql://..."})`.
+
+        Args:
+            overrides: Fields of `StorageSettings`; a mapping changes the fields it names and keeps the others.
+
+        Raises:
+            StorageError: the manager is open.
+            SettingsError: the result would be wrong; nothing was changed.
+        """
+        if self._pool is not None:
+            raise StorageError("settings can be changed before initialize() or after shutdown(), not while the manager is open")
+        self._settings = self._settings.merged_with(overrides)
+        self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
+        return self._settings
+
+    # --- stores -------------------------------------------------------------------------------------------------
+
+    @property
+    def conversations(self) -> ConversationStore:
+        """Users, sessions, conversations and their messages."""
+        store: ConversationStore = self._store("conversations")
+        return store
+
+    @property
+    def kv(self) -> KeyValueStore:
+        """Values by namespace and key."""
+        store: KeyValueStore = self._store("kv")
+        return store
+
+    @property
+    def tasks(self) -> Any:
+        """The task store. Not part of this release: `NotConfiguredError`."""
+        return self._store("tasks")
+
+    @property
+    def jobs(self) -> Any:
+        """The job store. Not part of this release: `NotConfiguredError`."""
+        return self._store("jobs")
+
+    @property
+    def vectors(self) -> Any:
+        """The vector store. Not part of this release: `NotConfiguredError`."""
+        return self._store("vectors")
+
+    @property
+    def vector_registry(self) -> Any:
+        """The registry of vector stores. Not part of this release: `NotConfiguredError`."""
+        return self._store("vector_registry")
+
+    def get_domain_store_factory(self) -> DomainStoreFactory:
+        """Return the factory that makes synchronous repositories over this manager's stores."""
+        from modules.storage.adapters import DomainStoreFactory
+
+        return DomainStoreFactory(self)
+
+    def unit_of_work(self, *, timeout: float = 30.0) -> UnitOfWork:
+        """Return a unit of work: `async with storage.unit_of_work() as uow:`.
+
+        Args:
+            timeout: Seconds after which it is rolled back wherever it is.
+        """
+        return UnitOfWork(self._open_pool().executor, self._make_store, timeout_s=timeout)
+
+    # --- databases ----------------------------------------------------------------------------------------------
+
+    @property
+    def executor(self) -> Executor:
+        """What runs operations on the SQL database."""
+        executor: Executor = self._open_pool().executor
+        return executor
+
+    @property
+    def sql_pool(self) -> SQLPool:
+        """The pool of the SQL database."""
+        return self._open_pool()
+
+    def get_sql_engine(self) -> Engine:
+        """Return a synchronous SQLAlchemy engine on the SQL database."""
+        return self._open_pool().engine
+
+    def get_session_factory(self) -> sessionmaker[Session]:
+        """Return a synchronous `sessionmaker` on the SQL database."""
+        return self._open_pool().session_factory
+
+    @property
+    def sql_backend(self) -> Union[SQLiteBackend, PostgreSQLBackend]:
+        """Administration of the SQL database."""
+        pool = self._open_pool()
+        if self._backend is None:
+            self._backend = _make_backend(pool)
+        backend: Union[SQLiteBackend, PostgreSQLBackend] = self._backend
+        return backend
+
+    @property
+    def mongo_backend(self) -> Any:
+        """Administration of MongoDB. Not part of this release: `NotConfiguredError`."""
+        raise _no_mongo()
+
+    def get_mongo_client(self) -> Any:
+        """Return the MongoDB client. Not part of this release: `NotConfiguredError`."""
+        raise _no_mongo()
+
+    def get_mongo_database(self) -> Any:
+        """Return the MongoDB database. Not part of this release: `NotConfiguredError`."""
+        raise _no_mongo()
+
+    # --- health and schema --------------------------------------------------------------------------------------
+
+    @property
+    def health_monitor(self) -> HealthMonitor:
+        """Keeps the last result of the background check and tells listeners of changes."""
+        return self._monitor
+
+    async def health_check(self) -> StorageHealthStatus:
+        """Check every configured store now, side by side, each within `health_check_timeout_seconds`. Never raises."""
+        if self._pool is None:
+            return StorageHealthStatus()
+        return await check_all(health_checks(self._pool), self._settings.health_check_timeout_seconds)
+
+    async def verify_stores(self) -> Dict[str, bool]:
+        """Return for each configured store whether its tables are there."""
+        return await verify_tables(self._open_pool())
+
+    async def ensure_schemas(self) -> Dict[str, bool]:
+        """Bring the schema up to date and return for each configured store whether its tables are there.
+
+        Raises:
+            MigrationError: the database is from a newer release, or a migration failed; nothing was changed.
+        """
+        pool = self._open_pool()
+        await ensure_schema(pool)
+        return await verify_tables(pool)
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    @property
+    def _tenancy(self) -> TenantPolicy:
+        return TenantPolicy(self._settings.require_tenant_context, self._settings.default_tenant_id)
+
+    def _open_pool(self) -> SQLPool:
+        if self._pool is None:
+            raise NotInitializedError("the StorageManager")
+        return self._pool
+
+    def _store(self, name: str) -> Any:
+        store = self._stores.get(name)
+        if store is None:
+            store = self._stores[name] = self._make_store(name, self.executor)
+        return store
+
+    def _make_store(self, name: str, executor: Executor) -> Any:
+        """Make the store `name` on `executor`: the pool's, or a unit of work's."""
+        settings = self._settings
+        if name == "conversations":
+            from modules.conversation_store.repository import ConversationStore
+
+            return ConversationStore(executor, self._tenancy, search_language=settings.sql.search_language)
+        if name == "kv":
+            from modules.Tools.Base_Tools.kv_store import KeyValueStore
+
+            return KeyValueStore(
+                executor,
+                self._tenancy,
+                namespace_quota_bytes=settings.kv.namespace_quota_bytes,
+                global_quota_bytes=settings.kv.global_quota_bytes,
+                default_ttl_seconds=settings.kv.default_ttl_seconds,
+            )
+        raise NotConfiguredError(f"the {name} store is not configured: this release of atlas-storage does not have it yet")
+
+    def _refuse_unbuilt(self) -> None:
+        """Refuse settings that ask for a store of a later release, instead of quietly using another one."""
+        for field in ("use_mongo_for_conversations", "use_mongo_for_jobs"):
+            if getattr(self._settings, field):
+                raise NotConfiguredError(f"{field} is set, but this release of atlas-storage has no MongoDB stores yet; unset it")
+        if self._settings.kv.backend != "sql":
+            raise NotConfiguredError("kv.backend names a back end that this release of atlas-storage does not have; use sql")
+
+
+def _as_settings(settings: Union[None, StorageSettings, Mapping[str, Any]]) -> StorageSettings:
+    if settings is None:
+        return StorageSettings()
+    if isinstance(settings, StorageSettings):
+        return settings
+    if isinstance(settings, Mapping):
+        return StorageSettings.from_dict(settings)
+    raise SettingsError(f"settings must be StorageSettings, a mapping or None, not {type(settings).__name__}")
+
+
+def _make_backend(pool: SQLPool) -> Any:
+    if pool.settings.dialect is SQLDialect.SQLITE:
+        from modules.storage.backends.sqlite import SQLiteBackend
+
+        return SQLiteBackend(pool)
+    from modules.storage.backends.postgresql import PostgreSQLBackend
+
+    return PostgreSQLBackend(pool)
+
+
+def _no_mongo() -> NotConfiguredError:
+    return NotConfiguredError("MongoDB is not configured: this release of atlas-storage does not have it yet")
+
+
+async def _stop(tasks: List[asyncio.Task[None]]) -> None:
+    """Cancel background tasks and wait until they have ended, on the loop that they run on."""
+    here = asyncio.get_running_loop()
+    mine = [task for task in tasks if task.get_loop() is here]
+    for task in tasks:
+        loop = task.get_loop()
+        if loop is here:
+            task.cancel()
+        elif loop.is_running():
+            loop.call_soon_threadsafe(task.cancel)
+    if mine:
+        await asyncio.wait(mine)

@@ -1,0 +1,97 @@
+"""The manager's health checks: what each one looks at, and the tables that each store needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Tuple
+
+from modules.storage.health import HealthCheck, HealthStatus
+from modules.storage.manager_schema import schema_revision
+from modules.storage.migrations import HEAD
+from modules.storage.settings import SQLDialect
+
+if TYPE_CHECKING:
+    from modules.storage.pool import SQLPool
+
+__all__ = ["TABLES", "health_checks", "verify_tables"]
+
+#: Tables without which a store cannot work, by the name of its health component.
+TABLES: Dict[str, Tuple[str, ...]] = {
+    "conversation_store": ("atlas_conversations", "atlas_messages", "atlas_users", "atlas_sessions"),
+    "kv_store": ("atlas_kv_entries",),
+}
+# Below this much free space the database is reported as degraded, in bytes.
+_LOW_DISK_BYTES = 256 * 1024 * 1024
+# A write-ahead log this large means that a reader keeps it from being emptied, in bytes.
+_LARGE_WAL_BYTES = 512 * 1024 * 1024
+_Result = Tuple[HealthStatus, str, Dict[str, Any]]
+
+
+def health_checks(pool: SQLPool) -> Dict[str, HealthCheck]:
+    """Return the checks of an open pool by the name of the component."""
+    checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
+    for store in TABLES:
+        checks[store] = lambda store=store: _check_store(pool, store)  # type: ignore[misc]
+    return checks
+
+
+async def verify_tables(pool: SQLPool) -> Dict[str, bool]:
+    """Return for each store whether its tables are there; "sql" whether the database answers."""
+    backend = _backend(pool)
+    present = set(await backend.get_table_names())
+    found = {store: all(table in present for table in tables) for store, tables in TABLES.items()}
+    return {"sql": await pool.health_check(), **found}
+
+
+async def _check_store(pool: SQLPool, store: str) -> _Result:
+    there = await _backend(pool).verify_tables(TABLES[store])
+    missing = sorted(table for table, found in there.items() if not found)
+    if missing:
+        return HealthStatus.UNHEALTHY, f"tables are missing ({', '.join(missing)}); run `atlas-storage migrate`", {}
+    return HealthStatus.HEALTHY, "", {"tables": len(there)}
+
+
+async def _check_sql(pool: SQLPool) -> _Result:
+    revision = await schema_revision(pool)
+    details: Dict[str, Any] = {
+        "dialect": pool.dialect,
+        "schema_revision": revision,
+        "schema_head": HEAD,
+        "schema_behind": revision != HEAD,
+        "database_bytes": await _backend(pool).get_database_size(),
+        **pool.statistics(),
+    }
+    problems = []
+    if revision != HEAD:
+        problems.append("the schema is not that of this release; run `atlas-storage migrate`")
+    if pool.settings.dialect is SQLDialect.SQLITE:
+        problems.extend(_look_at_files(pool, details))
+    elif details.get("waiting"):
+        problems.append(f"{details['waiting']} calls wait for a connection; all {details['limit']} are in use")
+    return (HealthStatus.DEGRADED if problems else HealthStatus.HEALTHY), "; ".join(problems), details
+
+
+def _look_at_files(pool: SQLPool, details: Dict[str, Any]) -> "list[str]":
+    if pool.settings.path == ":memory:":
+        return []
+    problems = []
+    path = Path(pool.settings.path).expanduser().absolute()
+    details["path"] = str(path)
+    details["disk_free_bytes"] = shutil.disk_usage(path.parent).free
+    details["wal_bytes"] = _backend(pool).get_wal_size()
+    if details["disk_free_bytes"] < _LOW_DISK_BYTES:
+        problems.append("less than 256 MiB of disk space is free; make room before writes fail")
+    if details["wal_bytes"] > _LARGE_WAL_BYTES:
+        problems.append("the write-ahead log is over 512 MiB: a long reader keeps it from being emptied; end that process")
+    return problems
+
+
+def _backend(pool: SQLPool) -> Any:
+    if pool.settings.dialect is SQLDialect.SQLITE:
+        from modules.storage.backends.sqlite import SQLiteBackend
+
+        return SQLiteBackend(pool)
+    from modules.storage.backends.postgresql import PostgreSQLBackend
+
+    return PostgreSQLBackend(pool)

@@ -1,0 +1,91 @@
+"""The one `StorageManager` of a process, for code that does not pass it around."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Mapping, Optional, Union
+
+from modules.store_common.errors import StorageError
+
+if TYPE_CHECKING:
+    from modules.storage.manager import StorageManager
+    from modules.storage.settings import StorageSettings
+
+__all__ = ["get_storage_manager", "get_storage_manager_sync", "reset_storage_manager"]
+
+_lock = threading.Lock()
+_instance: Optional[StorageManager] = None
+
+
+def _shared(settings: Union[None, StorageSettings, Mapping[str, Any]]) -> StorageManager:
+    """Return the instance, made if there is none; not opened."""
+    global _instance
+    from modules.storage.manager import StorageManager
+    from modules.storage.settings import StorageSettings
+
+    with _lock:
+        if _instance is None:
+            _instance = StorageManager(StorageSettings.load() if settings is None else settings)
+        elif settings is not None and StorageManager(settings).get_settings() != _instance.get_settings():
+            raise StorageError(
+                "the process's StorageManager exists with other settings; call `await reset_storage_manager()` first, "
+                "or make a StorageManager of your own"
+            )
+        return _instance
+
+
+def _forget(instance: StorageManager) -> None:
+    global _instance
+    with _lock:
+        if _instance is instance and not instance.is_initialized:
+            _instance = None
+
+
+async def get_storage_manager(settings: Union[None, StorageSettings, Mapping[str, Any]] = None) -> StorageManager:
+    """Return the process's manager, opened. Concurrent first calls get the same one; a failed one can be repeated.
+
+    Args:
+        settings: For the first call; None: the environment over ./config.yaml over the defaults. A later call with
+            other settings is refused.
+
+    Raises:
+        StorageError: the manager could not be opened, or exists with other settings.
+    """
+    instance = _shared(settings)
+    try:
+        await instance.initialize()
+    except BaseException:
+        _forget(instance)
+        raise
+    return instance
+
+
+def get_storage_manager_sync(
+    settings: Union[None, StorageSettings, Mapping[str, Any]] = None,
+) -> StorageManager:
+    """Return the process's manager, opened, to code without an event loop; the manager's own loop runs in a thread.
+
+    Use its stores through `modules.storage.adapters` (`create_conversation_repository` and others).
+
+    Raises:
+        StorageError: as `get_storage_manager`, or called on an event loop.
+    """
+    from modules.storage.adapters import bridge
+
+    instance = _shared(settings)
+    if not instance.is_initialized:
+        try:
+            bridge().call(instance.initialize)
+        except BaseException:
+            _forget(instance)
+            raise
+    return instance
+
+
+async def reset_storage_manager() -> None:
+    """Close the process's manager and forget it. Harmless when there is none."""
+    global _instance
+    with _lock:
+        instance, _instance = _instance, None
+    if instance is not None:
+        await instance.shutdown()

@@ -1,0 +1,422 @@
+"""The unit of work: writes to several stores that are kept together or not at all.
+
+    async with storage.unit_of_work() as uow:
+        await uow.conversations.add_message(conversation_id, role="user", content="hello")
+        await uow.kv.set("settings", "seen", True)
+
+The stores of the unit share one SQL transaction. It commits when the block ends, and rolls back when the block raises or
+its task is cancelled. After an operation in it has failed, only a rollback is possible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+import logging
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
+
+from typing_extensions import ParamSpec, Protocol
+
+from modules.store_common.deadlines import deadline_after
+from modules.store_common.errors import (
+    BusyError,
+    DeadlineExceededError,
+    InvalidValueError,
+    StorageError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from modules.conversation_store.repository import ConversationStore
+    from modules.storage.operations import Executor, Operation
+    from modules.Tools.Base_Tools.kv_store import KeyValueStore
+
+__all__ = [
+    "OutcomeUnknownError",
+    "RollbackError",
+    "UnitOfWork",
+    "UnitOfWorkError",
+    "UnitOfWorkState",
+]
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+#: A function of an ORM session inside the unit's transaction: async with an `AsyncSession`, or sync with a `Session`.
+SQLFunction = Callable[[Any], Any]
+#: Undoes an effect outside of the database; sync or async, without arguments.
+Compensation = Callable[[], Union[None, Awaitable[Any]]]
+
+_DEFAULT_TIMEOUT_S = 30.0
+
+
+class UnitOfWorkError(StorageError):
+    """A unit of work was used in a way that cannot work, or could not be finished."""
+
+
+class RollbackError(UnitOfWorkError):
+    """The unit was rolled back, and some of its compensating actions failed; its cause is the original error.
+
+    Attributes:
+        failures: What the compensating actions raised, in the order in which they ran.
+        original: Why the unit was rolled back; None when `rollback()` was called.
+    """
+
+    def __init__(
+        self, message: str, failures: Sequence[BaseException] = (), original: Optional[BaseException] = None
+    ) -> None:
+        super().__init__(message, failures, original)
+        self.failures: Tuple[BaseException, ...] = tuple(failures)
+        self.original = original
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class OutcomeUnknownError(UnitOfWorkError):
+    """The connection was lost during COMMIT: the unit is wholly applied or wholly absent, and it is not known which."""
+
+
+class UnitOfWorkState(enum.Enum):
+    """Where a unit of work is."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+
+
+class OpenTransaction(Protocol):
+    """What a backend gives a unit of work: one transaction for many operations, begun when it is first needed."""
+
+    async def run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any: ...
+
+    async def commit(self) -> None: ...
+
+    async def rollback(self) -> None: ...
+
+    def session(self) -> AbstractAsyncContextManager[AsyncSession]: ...
+
+
+class TransactionalExecutor(Protocol):
+    """An executor that can open a transaction for a unit of work."""
+
+    @property
+    def dialect(self) -> str: ...
+
+    def unit(self, deadline: float) -> OpenTransaction: ...
+
+
+#: Makes the store of a name ("conversations", "kv", ...) on an executor.
+StoreMaker = Callable[[str, "Executor"], Any]
+
+_active: ContextVar[Optional[UnitOfWork]] = ContextVar("atlas_storage_unit_of_work", default=None)
+
+
+class UnitOfWork:
+    """One transaction over the stores; made by `StorageManager.unit_of_work()`.
+
+    Args:
+        executor: The SQL database.
+        make_store: Makes a store bound to this unit.
+        timeout_s: After this many seconds the unit is rolled back wherever it is.
+    """
+
+    def __init__(
+        self, executor: TransactionalExecutor, make_store: StoreMaker, *, timeout_s: float = _DEFAULT_TIMEOUT_S
+    ) -> None:
+        if not timeout_s > 0:
+            raise InvalidValueError("timeout must be a number of seconds greater than 0")
+        self._database = executor
+        self._make_store = make_store
+        self._timeout_s = timeout_s
+        self._state = UnitOfWorkState.PENDING
+        self._transaction: Optional[OpenTransaction] = None
+        self._stores: Dict[str, Any] = {}
+        self._sql_functions: List[SQLFunction] = []
+        self._compensations: List[Compensation] = []
+        self._failed: Optional[BaseException] = None
+        self._task: Optional[asyncio.Task[Any]] = None
+        self._outer: Any = None
+
+    @property
+    def state(self) -> UnitOfWorkState:
+        """PENDING before the block, ACTIVE inside, then how it ended."""
+        return self._state
+
+    @property
+    def conversations(self) -> ConversationStore:
+        """The conversation store, inside this unit."""
+        store: ConversationStore = self._store("conversations")
+        return store
+
+    @property
+    def kv(self) -> KeyValueStore:
+        """The key-value store, inside this unit."""
+        store: KeyValueStore = self._store("kv")
+        return store
+
+    @property
+    def tasks(self) -> Any:
+        """The task store, inside this unit."""
+        return self._store("tasks")
+
+    @property
+    def jobs(self) -> Any:
+        """The job store, inside this unit."""
+        return self._store("jobs")
+
+    @property
+    def vectors(self) -> Any:
+        """The vector store, inside this unit."""
+        return self._store("vectors")
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Lend an async ORM session inside the unit's transaction, for users' own tables.
+
+        At the end of the block it is flushed; when the block raises, what the session did is undone. Neither its
+        `commit()` nor its `rollback()` ends the unit.
+        """
+        transaction = self._open()
+        try:
+            async with transaction.session() as session:
+                yield session
+        except StorageError as exc:
+            self._failed = exc
+            raise
+
+    def add_sql_operation(self, function: SQLFunction) -> None:
+        """Have `function(session)` run inside the transaction, just before COMMIT; several run in the order added.
+
+        Args:
+            function: `async def f(session: AsyncSession)`, or a plain function of a synchronous `Session`. An exception
+                rolls the unit back.
+        """
+        self._require_open()
+        self._sql_functions.append(function)
+
+    def add_compensating_action(self, action: Compensation) -> None:
+        """Have `action()` run if the unit does not commit: on an error and on cancellation, newest first.
+
+        For effects outside of the database that cannot be undone by a rollback, such as a call to another service. A
+        plain function runs on the event loop, so it must not block.
+        """
+        self._require_open()
+        self._compensations.append(action)
+
+    async def commit(self) -> None:
+        """Commit now. Further use is refused.
+
+        Raises:
+            UnitOfWorkError: the unit has ended, or an operation in it failed.
+            OutcomeUnknownError: the connection was lost during COMMIT.
+            StorageError: the database refused; everything was rolled back.
+        """
+        self._require_open()
+        if self._failed is not None:
+            failed = self._failed
+            await self._undo(failed)
+            raise UnitOfWorkError(
+                f"an operation in this unit of work failed ({type(failed).__name__}), so it was rolled back and not committed"
+            ) from failed
+        try:
+            await self._run_sql_functions()
+        except BaseException as exc:
+            await self._undo(exc)
+            raise
+        await _to_the_end(self._commit())
+
+    async def rollback(self) -> None:
+        """Roll back now and run the compensating actions. Harmless when the unit has been rolled back.
+
+        Raises:
+            RollbackError: a compensating action failed.
+        """
+        if self._state in (UnitOfWorkState.PENDING, UnitOfWorkState.ACTIVE):
+            await self._undo(None)
+        elif self._state is not UnitOfWorkState.ROLLED_BACK:
+            raise UnitOfWorkError(f"the unit of work is {self._state.value} and cannot be rolled back")
+
+    async def __aenter__(self) -> UnitOfWork:
+        if self._state is not UnitOfWorkState.PENDING:
+            raise UnitOfWorkError(f"this unit of work is {self._state.value}; make a new one for each block")
+        outer = _active.get()
+        task = asyncio.current_task()
+        if outer is not None and outer._task is task and outer._state is UnitOfWorkState.ACTIVE:
+            raise UnitOfWorkError("units of work do not nest: use the one that is open, or end it first")
+        self._task = task
+        self._outer = _active.set(self)
+        self._transaction = self._database.unit(deadline_after(self._timeout_s))
+        self._state = UnitOfWorkState.ACTIVE
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        try:
+            if self._state is not UnitOfWorkState.ACTIVE:
+                return
+            if error is None:
+                await self.commit()
+            else:
+                await self._undo(error)
+        finally:
+            _active.reset(self._outer)
+
+    async def _run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        transaction = self._open()
+        try:
+            return await transaction.run(operation, args, kwargs)
+        except BaseException as exc:
+            if operation.writes or not isinstance(exc, Exception):
+                self._failed = exc
+            raise
+
+    def _store(self, name: str) -> Any:
+        self._require_open()
+        if name not in self._stores:
+            self._stores[name] = self._make_store(name, _UnitExecutor(self, self._database.dialect))
+        return self._stores[name]
+
+    def _require_open(self) -> None:
+        if self._state is not UnitOfWorkState.ACTIVE:
+            raise UnitOfWorkError(
+                f"the unit of work is {self._state.value}; use it inside its `async with` block, before it ends"
+            )
+
+    def _open(self) -> OpenTransaction:
+        self._require_open()
+        if self._failed is not None:
+            raise UnitOfWorkError(
+                f"an operation in this unit of work failed ({type(self._failed).__name__}); it can only be rolled back"
+            ) from self._failed
+        assert self._transaction is not None
+        return self._transaction
+
+    async def _run_sql_functions(self) -> None:
+        for function in self._sql_functions:
+            async with self._open().session() as session:
+                if inspect.iscoroutinefunction(function):
+                    await function(session)
+                else:
+                    await session.run_sync(function)
+
+    async def _commit(self) -> None:
+        assert self._transaction is not None
+        try:
+            await self._transaction.commit()
+        except BusyError as exc:
+            await self._undo(exc)
+            raise
+        except (UnavailableError, DeadlineExceededError) as exc:
+            self._state = UnitOfWorkState.OUTCOME_UNKNOWN
+            raise OutcomeUnknownError(
+                "the answer to COMMIT was lost: this unit of work is wholly applied or wholly absent; "
+                "read back what it wrote before trying again"
+            ) from exc
+        except BaseException as exc:
+            await self._undo(exc)
+            raise
+        self._state = UnitOfWorkState.COMMITTED
+
+    async def _undo(self, original: Optional[BaseException]) -> None:
+        """Roll back and compensate, to the end even when the task is cancelled once more."""
+        failures = await _to_the_end(self._roll_back_and_compensate())
+        if not failures:
+            return
+        if original is not None and not isinstance(original, Exception):
+            # cancellation always passes; what failed is in the log
+            return
+        raise RollbackError(
+            f"the unit of work was rolled back, but {len(failures)} of its compensating actions failed: "
+            + ", ".join(type(failure).__name__ for failure in failures),
+            failures,
+            original,
+        ) from original
+
+    async def _roll_back_and_compensate(self) -> List[BaseException]:
+        self._state = UnitOfWorkState.ROLLED_BACK
+        if self._transaction is not None:
+            try:
+                await self._transaction.rollback()
+            except StorageError:
+                # its connection is gone, and the transaction with it
+                logger.warning("storage.unit_of_work.rollback_failed", extra={"backend": self._database.dialect}, exc_info=True)
+        failures: List[BaseException] = []
+        for action in reversed(self._compensations):
+            try:
+                await asyncio.wait_for(_call(action), self._timeout_s)
+            except Exception as exc:
+                logger.exception(
+                    "storage.unit_of_work.compensation_failed",
+                    extra={"backend": self._database.dialect, "error_type": type(exc).__name__},
+                )
+                failures.append(exc)
+        return failures
+
+
+class _UnitExecutor:
+    """`modules.storage.operations.Executor` that runs everything in one unit of work."""
+
+    def __init__(self, unit: UnitOfWork, dialect: str) -> None:
+        self._unit = unit
+        self.dialect = dialect
+
+    async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = await self._unit._run(operation, args, kwargs)
+        return result
+
+
+async def _call(action: Compensation) -> None:
+    result = action()
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await `coroutine` to its end even if the calling task is cancelled meanwhile; then let the cancellation pass."""
+    task = asyncio.ensure_future(coroutine)
+    cancelled: Optional[asyncio.CancelledError] = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            if task.cancelled():
+                raise
+            cancelled = exc
+        except Exception:
+            # the task's own error: raised below
+            break
+    if cancelled is not None:
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
+
+
