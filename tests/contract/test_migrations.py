@@ -184,8 +184,8 @@ async def test_twelve_threads_migrate_once(pool: SQLPool) -> None:
     threads = [threading.Thread(target=work) for _ in range(12)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        await asyncio.sleep(0.01)
+    for thread in threads:
+        await asyncio.get_running_loop().run_in_executor(None, thread.join, 30)
 
     assert sorted(map(len, applied)) == [0] * 11 + [len(runner.history())]
 
@@ -246,7 +246,7 @@ async def test_a_lock_that_is_held_ends_in_a_typed_error(pool: SQLPool, backend:
     if backend == "sqlite-memory":
         pytest.skip("no other process can hold the lock of a database in memory")
     engine = pool.engine
-    with engine.connect() as holder, runner._locked(holder, 5.0):
+    with engine.connect() as holder, runner._locked(holder, 5.0):  # noqa: SIM117 - the second ends first
         with pytest.raises(BusyError, match="another process holds the lock"):
             await asyncio.get_running_loop().run_in_executor(
                 None, lambda: runner.upgrade(engine, lock_timeout_seconds=0.05)

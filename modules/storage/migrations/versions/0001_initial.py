@@ -226,8 +226,7 @@ def upgrade() -> None:
         )
     _tables()
     for statement in (*SEARCH[language][dialect], *KEY_VALUE[dialect]):
-        # as text without parameters: a colon or percent sign in it means itself
-        op.execute(sa.DDL(statement.replace("%", "%%")))
+        op.execute(sa.text(statement.replace(":", "\\:")))  # no parameters: a colon means itself
 
 
 def _tables() -> None:
