@@ -40,6 +40,7 @@ __all__ = [
 #: A line or array element longer than this is reported and skipped.
 MAX_RECORD_BYTES = 128 * 1024 * 1024
 _CHUNK = 1024 * 1024
+_BUFFER = 1024 * 1024
 _HEAD = 64 * 1024
 
 FORMAT_NAMES = {
@@ -277,7 +278,7 @@ class _Cutter:
     def __init__(self, base: int, max_bytes: int) -> None:
         self.base = base
         self.count = 0
-        self.line = 1
+        self.line = 1  # where the element, or the gap before it, begins
         self.ended = False
         self.problem: Optional[str] = None
         self.inside = False
@@ -287,6 +288,7 @@ class _Cutter:
         self._start = 0  # of the element, or of the gap before it
         self._scanned = 0
         self._dropped = False
+        self._dropped_lines = 0
 
     def feed(self, chunk: bytes) -> Iterator[Tuple[Optional[bytes], int]]:
         """Yield (element, its line) for each that `chunk` completes, None for one that was too long."""
@@ -329,6 +331,8 @@ class _Cutter:
         data = None if self._dropped else self._buffer[self._start : end]
         self.count += 1
         self.inside = self._dropped = False
+        self.line += self._dropped_lines
+        self._dropped_lines = 0
         self._advance(end)
         return data, line
 
@@ -344,7 +348,7 @@ class _Cutter:
 
     def _shrink(self) -> None:
         """Forget the beginning of an element that is too long; only its brackets still matter."""
-        self.line += self._buffer.count(b"\n", self._start, self._scanned)
+        self._dropped_lines += self._buffer.count(b"\n", self._start, self._scanned)
         self._start = self._scanned
 
 
@@ -392,7 +396,7 @@ def _open(path: Path) -> Tuple[BinaryIO, Optional[int]]:
             advice = f"; did you mean {hint}?" if hint.is_file() else "; name a file in it"
             raise ImportFileError(f"{path} is a directory{advice}")
         # The buffer is also how far `peek` can look.
-        stream = open(path, "rb", buffering=_CHUNK)  # noqa: SIM115 - closed by ImportFile.__exit__
+        stream = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115 - closed by ImportFile.__exit__
     except FileNotFoundError as exc:
         raise ImportFileError(f"{path} does not exist") from exc
     except PermissionError as exc:
