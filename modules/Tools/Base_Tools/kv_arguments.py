@@ -7,17 +7,20 @@ from typing import Optional
 
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier, check_text
+from modules.Tools.Base_Tools.kv_errors import CounterOverflowError
 
 __all__ = [
     "MAX_KEY_BYTES",
     "MAX_PAGE",
     "MAX_TTL_SECONDS",
+    "check_counter_start",
     "check_integer",
     "check_key",
     "check_page",
     "check_prefix",
     "check_ttl",
     "check_version",
+    "fits_integer",
     "upper_bound",
 ]
 
@@ -61,9 +64,24 @@ def check_ttl(seconds: Optional[float], default_us: Optional[int]) -> Optional[i
     return max(1, round(seconds * 1_000_000)) if seconds else None
 
 
+def fits_integer(value: int) -> bool:
+    """Return whether `value` has 64 signed bits."""
+    return _MIN_INTEGER <= value <= _MAX_INTEGER
+
+
+def check_counter_start(amount: int, initial: int) -> None:
+    """Check what a counter that does not exist yet would become.
+
+    Raises:
+        CounterOverflowError: the sum leaves 64 signed bits.
+    """
+    if not fits_integer(check_integer(amount, "amount") + check_integer(initial, "initial")):
+        raise CounterOverflowError("initial + amount leaves 64 signed bits")
+
+
 def check_integer(value: int, where: str) -> int:
     """Return `value` if it is an int (not a bool) of 64 signed bits."""
-    if type(value) is not int or not _MIN_INTEGER <= value <= _MAX_INTEGER:
+    if type(value) is not int or not fits_integer(value):
         raise InvalidValueError(f"{where} must be an int within 64 signed bits")
     return value
 
@@ -90,4 +108,3 @@ def upper_bound(prefix: str) -> Optional[str]:
     following = ord(head[-1]) + 1
     # U+D800 to U+DFFF are surrogates: no text in UTF-8 holds one
     return head[:-1] + chr(0xE000 if following == 0xD800 else following)
-

@@ -70,7 +70,9 @@ BEGIN
 END
 """
 _SQLITE_DDL = [
-    _SQLITE.format(name="insert", event="INSERT", condition="", row="new", size="new.size_bytes", entries="1"),
+    _SQLITE.format(
+        name="insert", event="INSERT", condition="", row="new", size="new.size_bytes", entries="1"
+    ),
     _SQLITE.format(
         name="update",
         event="UPDATE OF size_bytes",
@@ -79,7 +81,9 @@ _SQLITE_DDL = [
         size="new.size_bytes - old.size_bytes",
         entries="0",
     ),
-    _SQLITE.format(name="delete", event="DELETE", condition="", row="old", size="-old.size_bytes", entries="-1"),
+    _SQLITE.format(
+        name="delete", event="DELETE", condition="", row="old", size="-old.size_bytes", entries="-1"
+    ),
 ]
 
 #: PostgreSQL's lock on an account that does not exist; names hold no control characters, so no two accounts share a text.

@@ -13,6 +13,7 @@ from modules.storage.operations import Transaction, read, write
 from modules.storage.statements import Row
 from modules.store_common.errors import ConcurrencyError
 from modules.Tools.Base_Tools import kv_statements as sql
+from modules.Tools.Base_Tools.kv_arguments import fits_integer
 from modules.Tools.Base_Tools.kv_errors import CounterOverflowError, InvalidValueTypeError
 from modules.Tools.Base_Tools.kv_records import EncodedValue
 
@@ -46,14 +47,19 @@ _ROWS_PER_STATEMENT = 1000
 
 
 async def _get_batch(tx: Transaction, calls: Sequence[Tuple[Any, ...]]) -> Sequence[Optional[Row]]:
+    tenants, spaces, names = zip(*calls)
+    arrays = tx.dialect == "postgresql"
+    first = 1 if arrays else 0
+    if tenants.count(tenants[0]) == len(calls) and spaces.count(spaces[0]) == len(calls):
+        wanted: Any = names if arrays else orjson.dumps(names).decode()
+        rows = await tx.all(sql.GET_BATCH_OF_ONE, tenant=tenants[0], space=spaces[0], names=wanted)
+    elif arrays:
+        rows = await tx.all(sql.GET_BATCH, tenants=tenants, spaces=spaces, names=names)
+    else:
+        rows = await tx.all(sql.GET_BATCH, wanted=orjson.dumps(calls).decode())
     results: List[Optional[Row]] = [None] * len(calls)
-    if tx.dialect == "postgresql":
-        tenants, spaces, names = zip(*calls)
-        for position, text, data in await tx.all(sql.GET_BATCH, tenants=tenants, spaces=spaces, names=names):
-            results[position - 1] = (text, data)
-        return results
-    for position, text, data in await tx.all(sql.GET_BATCH, wanted=orjson.dumps(calls).decode()):
-        results[position] = (text, data)
+    for position, value, data in rows:
+        results[position - first] = (value, data)
     return results
 
 
@@ -90,7 +96,13 @@ async def get_many(tx: Transaction, tenant_id: str, namespace: str, keys: List[s
 
 @read
 async def list_entries(
-    tx: Transaction, tenant_id: str, namespace: str, start: str, upper: Optional[str], inclusive: bool, limit: int
+    tx: Transaction,
+    tenant_id: str,
+    namespace: str,
+    start: str,
+    upper: Optional[str],
+    inclusive: bool,
+    limit: int,
 ) -> List[Row]:
     """Return the rows of live entries from `start` (or after it), below `upper` if there is one, by key."""
     where: Dict[str, Any] = {"tenant": tenant_id, "space": namespace, "after": start, "row_limit": limit}
@@ -102,7 +114,9 @@ async def list_entries(
 @read
 async def list_namespaces(tx: Transaction, tenant_id: str, after: str, limit: int) -> List[str]:
     """Return the namespaces of live entries that come after `after`."""
-    return [row[0] for row in await tx.all(sql.LIST_NAMESPACES, tenant=tenant_id, after=after, row_limit=limit)]
+    return [
+        row[0] for row in await tx.all(sql.LIST_NAMESPACES, tenant=tenant_id, after=after, row_limit=limit)
+    ]
 
 
 def _one_entry(tenant_id: str, namespace: str, key: str, *_: Any) -> Tuple[str, str, str]:
@@ -128,7 +142,9 @@ async def _set_batch(tx: Transaction, calls: Sequence[Tuple[Any, ...]]) -> Seque
     return [versions[call[:3]] for call in calls]
 
 
-def _entry_parameters(tenant_id: str, namespace: str, key: str, value: EncodedValue, ttl_us: Optional[int]) -> Dict[str, Any]:
+def _entry_parameters(
+    tenant_id: str, namespace: str, key: str, value: EncodedValue, ttl_us: Optional[int]
+) -> Dict[str, Any]:
     text, data, size = value
     return {
         "tenant": tenant_id,
@@ -161,7 +177,13 @@ async def set_absent(
 
 @write(atomic=False)
 async def set_version(
-    tx: Transaction, tenant_id: str, namespace: str, key: str, value: EncodedValue, ttl_us: Optional[int], expected: int
+    tx: Transaction,
+    tenant_id: str,
+    namespace: str,
+    key: str,
+    value: EncodedValue,
+    ttl_us: Optional[int],
+    expected: int,
 ) -> int:
     """Write the entry if it has the `expected` version (0: if none is live), and return the new one."""
     parameters = _entry_parameters(tenant_id, namespace, key, value, ttl_us)
@@ -176,7 +198,13 @@ async def set_version(
 
 @write(atomic=False)
 async def replace_version(
-    tx: Transaction, tenant_id: str, namespace: str, key: str, value: EncodedValue, ttl_us: Optional[int], expected: int
+    tx: Transaction,
+    tenant_id: str,
+    namespace: str,
+    key: str,
+    value: EncodedValue,
+    ttl_us: Optional[int],
+    expected: int,
 ) -> int:
     """Write the entry if it has the `expected` version; return the new one, 0 if it has another or is not there."""
     parameters = _entry_parameters(tenant_id, namespace, key, value, ttl_us)
@@ -184,7 +212,9 @@ async def replace_version(
     return 0 if row is None else int(row[0])
 
 
-async def _wrong_version(tx: Transaction, tenant_id: str, namespace: str, key: str, expected: int) -> ConcurrencyError:
+async def _wrong_version(
+    tx: Transaction, tenant_id: str, namespace: str, key: str, expected: int
+) -> ConcurrencyError:
     found = await tx.first(sql.EXISTS, tenant=tenant_id, space=namespace, name=key)
     actual = 0 if found is None else int(found[0])
     return ConcurrencyError(
@@ -197,7 +227,11 @@ async def _wrong_version(tx: Transaction, tenant_id: str, namespace: str, key: s
 
 @write
 async def set_many(
-    tx: Transaction, tenant_id: str, namespace: str, items: List[Tuple[str, EncodedValue]], ttl_us: Optional[int]
+    tx: Transaction,
+    tenant_id: str,
+    namespace: str,
+    items: List[Tuple[str, EncodedValue]],
+    ttl_us: Optional[int],
 ) -> int:
     """Write all entries, whatever is there, and return how many."""
     for start in range(0, len(items), _ROWS_PER_STATEMENT):
@@ -215,7 +249,8 @@ async def set_many(
             )
         else:
             await tx.run_many(
-                sql.SET_QUIETLY, [_entry_parameters(tenant_id, namespace, key, value, ttl_us) for key, value in part]
+                sql.SET_QUIETLY,
+                [_entry_parameters(tenant_id, namespace, key, value, ttl_us) for key, value in part],
             )
     return len(items)
 
@@ -270,7 +305,13 @@ def comparable(value: Any, data: Optional[bytes]) -> Tuple[Optional[bytes], Opti
 
 @write(atomic=False)
 async def count_up(
-    tx: Transaction, tenant_id: str, namespace: str, key: str, amount: int, initial: int, ttl_us: Optional[int]
+    tx: Transaction,
+    tenant_id: str,
+    namespace: str,
+    key: str,
+    amount: int,
+    initial: int,
+    ttl_us: Optional[int],
 ) -> int:
     """Add `amount` to the integer stored (to `initial` when there is none) and return the sum."""
     text = str(initial + amount)
@@ -307,7 +348,7 @@ async def _explain_refusal(tx: Transaction, tenant_id: str, namespace: str, key:
         raise InvalidValueTypeError(
             f"the key {key!r} of namespace {namespace!r} holds a value of type {kind}; only an int can be incremented"
         )
-    if not _MIN_INTEGER <= value + amount <= _MAX_INTEGER:
+    if not fits_integer(value + amount):
         raise CounterOverflowError(
             f"the key {key!r} of namespace {namespace!r} would leave 64 signed bits; it was not changed"
         )

@@ -84,7 +84,9 @@ MARK = Statement(
 IS_MARKED = Statement(select(_U.c.entries).where(_U.c.tenant_id == _NOBODY, _U.c.namespace == _NOBODY))
 STOP_WRITERS = Statement(postgresql=text("LOCK TABLE atlas_kv_entries IN SHARE ROW EXCLUSIVE MODE"))
 OPEN_ALONE = Statement(
-    postgresql=text("SELECT pg_advisory_xact_lock(" + ACCOUNT_LOCK.format(tenant=":tenant", namespace=":space") + ")")
+    postgresql=text(
+        "SELECT pg_advisory_xact_lock(" + ACCOUNT_LOCK.format(tenant=":tenant", namespace=":space") + ")"
+    )
     .bindparams(_TENANT, _SPACE)
     .columns(locked=Text)
 )
@@ -190,7 +192,9 @@ async def start_accounts(tx: Transaction) -> None:
 
 
 def _refusal(name: str, limit: int, used: int, needed: int) -> Exception:
-    amounts = f"of {limit} bytes: {used} are used and this write needs {needed} more; delete something or raise"
+    amounts = (
+        f"of {limit} bytes: {used} are used and this write needs {needed} more; delete something or raise"
+    )
     if name == TOTAL:
         return GlobalQuotaExceededError(
             f"the tenant's limit {amounts} kv.global_quota_bytes", limit, used, needed

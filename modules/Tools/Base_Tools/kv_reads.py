@@ -22,14 +22,23 @@ _KEYS_PER_STATEMENT = 1000
 def _entry(namespace: str, row: Row) -> KeyValueEntry:
     key, value, data, version, size_bytes, created_at, updated_at, expires_at = row
     return KeyValueEntry(
-        namespace, key, value if data is None else data, version, size_bytes, created_at, updated_at, expires_at
+        namespace,
+        key,
+        value if data is None else data,
+        version,
+        size_bytes,
+        created_at,
+        updated_at,
+        expires_at,
     )
 
 
 class KeyValueReads(Store):
     """What can be asked of the key-value store. An expired entry is not there, for every method."""
 
-    async def get(self, namespace: str, key: str, default: Any = None, *, tenant_id: Optional[str] = None) -> Any:
+    async def get(
+        self, namespace: str, key: str, default: Any = None, *, tenant_id: Optional[str] = None
+    ) -> Any:
         """Return the value under `key`: JSON or bytes.
 
         Args:
@@ -46,7 +55,9 @@ class KeyValueReads(Store):
             return default
         return row[0] if row[1] is None else row[1]
 
-    async def get_entry(self, namespace: str, key: str, *, tenant_id: Optional[str] = None) -> Optional[KeyValueEntry]:
+    async def get_entry(
+        self, namespace: str, key: str, *, tenant_id: Optional[str] = None
+    ) -> Optional[KeyValueEntry]:
         """Return the value under `key` with its version and times, None when there is none."""
         tenant_id = self._tenant(tenant_id)
         check_identifier(namespace, "the namespace")
@@ -142,12 +153,12 @@ class KeyValueReads(Store):
         """
         tenant_id = self._tenant(tenant_id)
         after = _position(decode_cursor(cursor, tenant_id, "kv.namespaces", 1)) or ""
-        names: List[str] = await self._executor.run(op.list_namespaces, tenant_id, after, check_page(limit) + 1)
+        names: List[str] = await self._executor.run(
+            op.list_namespaces, tenant_id, after, check_page(limit) + 1
+        )
         if len(names) <= limit:
             return NamespacePage(names)
-        return NamespacePage(
-            names[:limit], encode_cursor(tenant_id, "kv.namespaces", [names[limit - 1]])
-        )
+        return NamespacePage(names[:limit], encode_cursor(tenant_id, "kv.namespaces", [names[limit - 1]]))
 
 
 def _position(position: Optional[List[Any]]) -> Optional[str]:

@@ -10,7 +10,14 @@ from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import JsonText, encode_json
 from modules.Tools.Base_Tools.kv_errors import ValueSerializationError
 
-__all__ = ["MAX_VALUE_BYTES", "EncodedValue", "KeyValueEntry", "KeyValuePage", "NamespacePage", "encode_value"]
+__all__ = [
+    "MAX_VALUE_BYTES",
+    "EncodedValue",
+    "KeyValueEntry",
+    "KeyValuePage",
+    "NamespacePage",
+    "encode_value",
+]
 
 #: The longest value, in bytes: JSON as it is written, or raw bytes. The same limit as the value contract's.
 MAX_VALUE_BYTES = 16 * 1024 * 1024
@@ -100,5 +107,7 @@ def _encode_bytes(value: Any) -> EncodedValue:
     except ValueError as exc:
         raise ValueSerializationError("the value is a memoryview that was released") from exc
     if len(data) > MAX_VALUE_BYTES:
-        raise ValueSerializationError(f"the value is {len(data)} bytes long; at most {MAX_VALUE_BYTES} are stored")
+        raise ValueSerializationError(
+            f"the value is {len(data)} bytes long; at most {MAX_VALUE_BYTES} are stored"
+        )
     return EncodedValue(None, data, len(data))

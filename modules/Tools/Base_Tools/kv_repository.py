@@ -12,8 +12,13 @@ from modules.store_common.errors import InvalidValueError
 from modules.store_common.tenancy import TenantPolicy
 from modules.store_common.values import check_identifier
 from modules.Tools.Base_Tools import kv_operations as op
-from modules.Tools.Base_Tools.kv_arguments import check_integer, check_key, check_ttl, check_version
-from modules.Tools.Base_Tools.kv_errors import CounterOverflowError
+from modules.Tools.Base_Tools.kv_arguments import (
+    check_counter_start,
+    check_integer,
+    check_key,
+    check_ttl,
+    check_version,
+)
 from modules.Tools.Base_Tools.kv_quota import NOT_STARTED, Limits, start_accounts, within_limits
 from modules.Tools.Base_Tools.kv_reads import KeyValueReads
 from modules.Tools.Base_Tools.kv_records import encode_value
@@ -56,7 +61,10 @@ class KeyValueStore(KeyValueReads):
         default_ttl_seconds: float = 0,
     ) -> None:
         super().__init__(executor, tenancy)
-        for name, limit in (("namespace_quota_bytes", namespace_quota_bytes), ("global_quota_bytes", global_quota_bytes)):
+        for name, limit in (
+            ("namespace_quota_bytes", namespace_quota_bytes),
+            ("global_quota_bytes", global_quota_bytes),
+        ):
             if check_integer(limit, name) < 0:
                 raise InvalidValueError(f"{name} must be 0 (no limit) or more")
         self._limits = Limits(namespace_quota_bytes, global_quota_bytes)
@@ -102,7 +110,9 @@ class KeyValueStore(KeyValueReads):
             if only_if_absent:
                 raise InvalidValueError("give only_if_absent or expected_version, not both")
             expected = check_version(expected_version)
-            return int(await self._write(op.set_version, tenant_id, namespace, key, encoded, ttl_us, expected))
+            return int(
+                await self._write(op.set_version, tenant_id, namespace, key, encoded, ttl_us, expected)
+            )
         if only_if_absent:
             return int(await self._write(op.set_absent, tenant_id, namespace, key, encoded, ttl_us))
         if self._limited:
@@ -139,7 +149,12 @@ class KeyValueStore(KeyValueReads):
         return int(await self._write(op.set_many, tenant_id, namespace, encoded, ttl_us))
 
     async def delete(
-        self, namespace: str, key: str, *, expected_version: Optional[int] = None, tenant_id: Optional[str] = None
+        self,
+        namespace: str,
+        key: str,
+        *,
+        expected_version: Optional[int] = None,
+        tenant_id: Optional[str] = None,
     ) -> bool:
         """Remove the entry under `key` and return whether it was there.
 
@@ -158,7 +173,9 @@ class KeyValueStore(KeyValueReads):
         if expected_version is None:
             return bool(await self._write(op.delete_entry, tenant_id, namespace, key))
         if check_version(expected_version) == 0:
-            raise InvalidValueError("expected_version is 1 or more here: what does not exist cannot be deleted")
+            raise InvalidValueError(
+                "expected_version is 1 or more here: what does not exist cannot be deleted"
+            )
         return bool(await self._write(op.delete_version, tenant_id, namespace, key, expected_version))
 
     async def increment(
@@ -189,9 +206,7 @@ class KeyValueStore(KeyValueReads):
         tenant_id = self._tenant(tenant_id)
         check_identifier(namespace, "the namespace")
         check_key(key)
-        total = check_integer(amount, "amount") + check_integer(initial, "initial")
-        if not -(2**63) <= total < 2**63:
-            raise CounterOverflowError("initial + amount leaves 64 signed bits")
+        check_counter_start(amount, initial)
         ttl_us = check_ttl(ttl_seconds, self._default_ttl_us)
         return int(await self._write(op.count_up, tenant_id, namespace, key, amount, initial, ttl_us))
 
@@ -234,12 +249,21 @@ class KeyValueStore(KeyValueReads):
                 return 0
             return int(await self._write(op.set_absent, tenant_id, namespace, key, encoded, ttl_us))
         if expected is _ANY:
-            return int(await self._write(op.replace_version, tenant_id, namespace, key, encoded, ttl_us, version))
+            return int(
+                await self._write(op.replace_version, tenant_id, namespace, key, encoded, ttl_us, version)
+            )
         wanted = _comparable(expected)
-        return int(await self._write(op.compare_and_set, tenant_id, namespace, key, wanted, encoded, ttl_us, version))
+        return int(
+            await self._write(op.compare_and_set, tenant_id, namespace, key, wanted, encoded, ttl_us, version)
+        )
 
     async def touch(
-        self, namespace: str, key: str, *, ttl_seconds: Optional[float] = None, tenant_id: Optional[str] = None
+        self,
+        namespace: str,
+        key: str,
+        *,
+        ttl_seconds: Optional[float] = None,
+        tenant_id: Optional[str] = None,
     ) -> bool:
         """Give the entry a new time to live from now and return whether it is there; value and version stay.
 
@@ -252,7 +276,9 @@ class KeyValueStore(KeyValueReads):
         tenant_id = self._tenant(tenant_id)
         check_identifier(namespace, "the namespace")
         check_key(key)
-        return await self._executor.run(op.touch, tenant_id, namespace, key, check_ttl(ttl_seconds, self._default_ttl_us))
+        return await self._executor.run(
+            op.touch, tenant_id, namespace, key, check_ttl(ttl_seconds, self._default_ttl_us)
+        )
 
     async def clear(self, namespace: str, *, tenant_id: Optional[str] = None) -> int:
         """Remove every entry of `namespace` and return how many there were.
@@ -262,15 +288,18 @@ class KeyValueStore(KeyValueReads):
         """
         tenant_id = self._tenant(tenant_id)
         check_identifier(namespace, "the namespace")
-        removed, after = 0, ""
+        removed = 0
+        after = ""
         while True:
             count, position = await self._write(op.clear_part, tenant_id, namespace, after, _CLEAR_BATCH)
-            removed += count
+            removed += int(count)
             if position is None:
                 return removed
             after = position
 
-    async def _write(self, operation: Operation[Any, Any], tenant_id: str, namespace: str, *arguments: Any) -> Any:
+    async def _write(
+        self, operation: Operation[Any, Any], tenant_id: str, namespace: str, *arguments: Any
+    ) -> Any:
         if self._limited:
             call = (self._limits, tenant_id, namespace, operation, arguments)
             result = await self._executor.run(within_limits, *call)

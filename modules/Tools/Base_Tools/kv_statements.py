@@ -19,7 +19,6 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    column,
     delete,
     func,
     literal_column,
@@ -125,9 +124,30 @@ GET_BATCH = Statement(
     sqlite=text(
         "SELECT w.key, e.value_json, e.value_bytes FROM json_each(:wanted) AS w CROSS JOIN atlas_kv_entries AS e"
         " WHERE e.tenant_id = json_extract(w.value, '$[0]') AND e.namespace = json_extract(w.value, '$[1]')"
-        " AND e.key = json_extract(w.value, '$[2]') AND (e.expires_at IS NULL OR e.expires_at > " + _SQLITE_NOW + ")"
+        " AND e.key = json_extract(w.value, '$[2]') AND (e.expires_at IS NULL OR e.expires_at > "
+        + _SQLITE_NOW
+        + ")"
     )
     .bindparams(bindparam("wanted", type_=Text))
+    .columns(position=Integer, value_json=JsonValue, value_bytes=LargeBinary),
+)
+
+#: The same for keys of one namespace, which is what most callers that wait together ask for: two arrays less.
+GET_BATCH_OF_ONE = Statement(
+    postgresql=text(
+        "SELECT w.position, e.value_json, e.value_bytes FROM unnest(:names) WITH ORDINALITY AS w(key, position)"
+        " CROSS JOIN LATERAL (SELECT value_json, value_bytes FROM atlas_kv_entries AS x"
+        " WHERE x.tenant_id = :tenant AND x.namespace = :space AND x.key = w.key"
+        " AND (x.expires_at IS NULL OR x.expires_at > statement_timestamp()) OFFSET 0) AS e"
+    )
+    .bindparams(bindparam("names", type_=ARRAY(Identifier)), _TENANT, _SPACE)
+    .columns(position=BigInteger, value_json=JsonValue, value_bytes=LargeBinary),
+    sqlite=text(
+        "SELECT w.key, e.value_json, e.value_bytes FROM json_each(:names) AS w CROSS JOIN atlas_kv_entries AS e"
+        " WHERE e.tenant_id = :tenant AND e.namespace = :space AND e.key = w.value"
+        " AND (e.expires_at IS NULL OR e.expires_at > " + _SQLITE_NOW + ")"
+    )
+    .bindparams(bindparam("names", type_=Text), _TENANT, _SPACE)
     .columns(position=Integer, value_json=JsonValue, value_bytes=LargeBinary),
 )
 
@@ -302,7 +322,9 @@ _ALIVE = case((_LIVE, _ONE), else_=_ZERO).label("alive")
 #: Removes an expired entry too, and says whether it was live.
 DELETE = Statement(delete(_E).where(_THIS).returning(_ALIVE))
 DELETE_VERSION = Statement(
-    delete(_E).where(_THIS, _LIVE, _C.version == bindparam("expected", type_=BigInteger)).returning(_C.version)
+    delete(_E)
+    .where(_THIS, _LIVE, _C.version == bindparam("expected", type_=BigInteger))
+    .returning(_C.version)
 )
 
 
@@ -313,7 +335,10 @@ def _increment(insert: Any) -> Any:
     stored = cast(_C.value_json, Text)
     number = cast(stored, BigInteger)
     # CASE, because only it promises that text which is no integer is never converted to one
-    fits = case((number.between(bindparam("low", type_=BigInteger), bindparam("high", type_=BigInteger)), _ONE), else_=_ZERO)
+    fits = case(
+        (number.between(bindparam("low", type_=BigInteger), bindparam("high", type_=BigInteger)), _ONE),
+        else_=_ZERO,
+    )
     allowed = case((expired, _ONE), (holds_integer(stored), fits), else_=_ZERO)
     total = cast(number + bindparam("amount", type_=BigInteger), Text)
     return statement.on_conflict_do_update(
