@@ -60,7 +60,9 @@ class SyncBridge:
         except RuntimeError:
             pass
         else:
-            raise StorageError("a synchronous repository was used on an event loop, which it would block; await the async store")
+            raise StorageError(
+                "a synchronous repository was used on an event loop, which it would block; await the async store"
+            )
         with self._lock:
             if self._portal is None:
                 self._portal = self._stack.enter_context(start_blocking_portal(name="atlas-storage-sync"))

@@ -15,6 +15,7 @@ from modules.store_common.errors import StorageError
 
 __all__ = [
     "HealthCheck",
+    "HealthListener",
     "HealthMonitor",
     "HealthStatus",
     "StorageHealthStatus",
@@ -98,7 +99,9 @@ class StorageHealthStatus:
     @property
     def unhealthy_components(self) -> List[str]:
         """The names of the components that are unhealthy."""
-        return [name for name, component in self.components.items() if component.status is HealthStatus.UNHEALTHY]
+        return [
+            name for name, component in self.components.items() if component.status is HealthStatus.UNHEALTHY
+        ]
 
     def to_dict(self) -> Dict[str, Any]:
         """Return it as JSON values."""
@@ -146,8 +149,13 @@ async def _check(name: str, check: HealthCheck, timeout_s: float) -> StoreHealth
         status, message = HealthStatus.UNHEALTHY, str(exc)
     except Exception as exc:
         # a defect of ours must show as an unhealthy component, not end the monitor
-        logger.exception("storage.health.check_failed", extra={"store": name, "error_type": type(exc).__name__})
-        status, message = HealthStatus.UNHEALTHY, f"the check itself failed ({type(exc).__name__}); see the log"
+        logger.exception(
+            "storage.health.check_failed", extra={"store": name, "error_type": type(exc).__name__}
+        )
+        status, message = (
+            HealthStatus.UNHEALTHY,
+            f"the check itself failed ({type(exc).__name__}); see the log",
+        )
     latency_ms = round((time.monotonic() - started) * 1000, 2)
     return StoreHealth(name, status, latency_ms, message, details, utc_now())
 
@@ -188,7 +196,10 @@ class HealthMonitor:
         if before is not None:
             logger.warning(
                 "storage.health.changed",
-                extra={"detail": f"{before.overall.value} -> {now.overall.value}", "count": len(now.unhealthy_components)},
+                extra={
+                    "detail": f"{before.overall.value} -> {now.overall.value}",
+                    "count": len(now.unhealthy_components),
+                },
             )
         for listener in self._listeners:
             try:

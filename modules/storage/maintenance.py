@@ -57,7 +57,9 @@ class Maintenance:
             count = await duty()
         except StorageError as exc:
             # the next round tries again; health shows a database that is away
-            logger.warning("storage.maintenance.failed", extra={"operation": name, "error_type": type(exc).__name__})
+            logger.warning(
+                "storage.maintenance.failed", extra={"operation": name, "error_type": type(exc).__name__}
+            )
         except Exception:
             logger.exception("storage.maintenance.defect", extra={"operation": name})
         else:

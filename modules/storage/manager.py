@@ -48,7 +48,7 @@ class StorageManager:
         SettingsError: the settings are wrong.
     """
 
-    def __init__(self, settings: Union[None, StorageSettings, Mapping[str, Any]] = None) -> None:
+    def __init__(self, settings: Union[StorageSettings, Mapping[str, Any], None] = None) -> None:
         self._settings = _as_settings(settings)
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
@@ -118,7 +118,10 @@ class StorageManager:
         return self
 
     async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
     ) -> None:
         await self.shutdown()
 
@@ -139,7 +142,9 @@ class StorageManager:
             SettingsError: the result would be wrong; nothing was changed.
         """
         if self._pool is not None:
-            raise StorageError("settings can be changed before initialize() or after shutdown(), not while the manager is open")
+            raise StorageError(
+                "settings can be changed before initialize() or after shutdown(), not while the manager is open"
+            )
         self._settings = self._settings.merged_with(overrides)
         self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
         return self._settings
@@ -296,18 +301,24 @@ class StorageManager:
                 global_quota_bytes=settings.kv.global_quota_bytes,
                 default_ttl_seconds=settings.kv.default_ttl_seconds,
             )
-        raise NotConfiguredError(f"the {name} store is not configured: this release of atlas-storage does not have it yet")
+        raise NotConfiguredError(
+            f"the {name} store is not configured: this release of atlas-storage does not have it yet"
+        )
 
     def _refuse_unbuilt(self) -> None:
         """Refuse settings that ask for a store of a later release, instead of quietly using another one."""
         for field in ("use_mongo_for_conversations", "use_mongo_for_jobs"):
             if getattr(self._settings, field):
-                raise NotConfiguredError(f"{field} is set, but this release of atlas-storage has no MongoDB stores yet; unset it")
+                raise NotConfiguredError(
+                    f"{field} is set, but this release of atlas-storage has no MongoDB stores yet; unset it"
+                )
         if self._settings.kv.backend != "sql":
-            raise NotConfiguredError("kv.backend names a back end that this release of atlas-storage does not have; use sql")
+            raise NotConfiguredError(
+                "kv.backend names a back end that this release of atlas-storage does not have; use sql"
+            )
 
 
-def _as_settings(settings: Union[None, StorageSettings, Mapping[str, Any]]) -> StorageSettings:
+def _as_settings(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageSettings:
     if settings is None:
         return StorageSettings()
     if isinstance(settings, StorageSettings):

@@ -48,7 +48,11 @@ async def _check_store(pool: SQLPool, store: str) -> _Result:
     there = await _backend(pool).verify_tables(TABLES[store])
     missing = sorted(table for table, found in there.items() if not found)
     if missing:
-        return HealthStatus.UNHEALTHY, f"tables are missing ({', '.join(missing)}); run `atlas-storage migrate`", {}
+        return (
+            HealthStatus.UNHEALTHY,
+            f"tables are missing ({', '.join(missing)}); run `atlas-storage migrate`",
+            {},
+        )
     return HealthStatus.HEALTHY, "", {"tables": len(there)}
 
 
@@ -68,11 +72,13 @@ async def _check_sql(pool: SQLPool) -> _Result:
     if pool.settings.dialect is SQLDialect.SQLITE:
         problems.extend(_look_at_files(pool, details))
     elif details.get("waiting"):
-        problems.append(f"{details['waiting']} calls wait for a connection; all {details['limit']} are in use")
+        problems.append(
+            f"{details['waiting']} calls wait for a connection; all {details['limit']} are in use"
+        )
     return (HealthStatus.DEGRADED if problems else HealthStatus.HEALTHY), "; ".join(problems), details
 
 
-def _look_at_files(pool: SQLPool, details: Dict[str, Any]) -> "list[str]":
+def _look_at_files(pool: SQLPool, details: Dict[str, Any]) -> list[str]:
     if pool.settings.path == ":memory:":
         return []
     problems = []
@@ -83,7 +89,9 @@ def _look_at_files(pool: SQLPool, details: Dict[str, Any]) -> "list[str]":
     if details["disk_free_bytes"] < _LOW_DISK_BYTES:
         problems.append("less than 256 MiB of disk space is free; make room before writes fail")
     if details["wal_bytes"] > _LARGE_WAL_BYTES:
-        problems.append("the write-ahead log is over 512 MiB: a long reader keeps it from being emptied; end that process")
+        problems.append(
+            "the write-ahead log is over 512 MiB: a long reader keeps it from being emptied; end that process"
+        )
     return problems
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["ensure_schema", "require_known_schema", "schema_revision"]
 
 _TABLE_THERE = Statement(
-    sqlite=text("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'atlas_alembic_version'").columns(n=Text()),
+    sqlite=text(
+        "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'atlas_alembic_version'"
+    ).columns(n=Text()),
     postgresql=text("SELECT count(to_regclass('atlas_alembic_version'))").columns(n=Text()),
 )
 _REVISION = Statement(text(f"SELECT version_num FROM {VERSION_TABLE}").columns(version_num=Text()))

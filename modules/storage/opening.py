@@ -111,7 +111,7 @@ async def run_in_thread(function: Callable[[], Any]) -> Any:
         error: Optional[BaseException] = None
         try:
             result = function()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - raised to the caller who waits
             error = exc
         try:
             loop.call_soon_threadsafe(settle, result, error)

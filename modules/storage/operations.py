@@ -54,7 +54,7 @@ class Transaction(Protocol):
 
     @property
     def dialect(self) -> str:
-        """"sqlite" or "postgresql"."""
+        """Either "sqlite" or "postgresql"."""
         ...
 
     async def all(self, statement: Statement, **params: Any) -> List[Row]:
@@ -80,7 +80,9 @@ class Transaction(Protocol):
 
 #: Runs many waiting calls of one operation as one statement. Gets the argument tuples of the calls (without `tx`) and
 #: returns as many outcomes, in order; an outcome that is an exception is raised to that caller alone.
-BatchFunction = Callable[[Transaction, Sequence[Tuple[Any, ...]]], Awaitable[Sequence[Union[Any, BaseException]]]]
+BatchFunction = Callable[
+    [Transaction, Sequence[Tuple[Any, ...]]], Awaitable[Sequence[Union[Any, BaseException]]]
+]
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,11 @@ class Operation(Generic[P, R_co]):
 
     @property
     def name(self) -> str:
+        """The function's name, for logs."""
         return self.function.__name__
 
     def __call__(self, tx: Transaction, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Run it inside another operation, in that one's transaction."""
         return self.function(tx, *args, **kwargs)
 
     def __hash__(self) -> int:
@@ -118,11 +122,14 @@ _Function = Callable[Concatenate[Transaction, P], Coroutine[Any, Any, R]]
 @overload
 def read(function: _Function[P, R], /) -> Operation[P, R]: ...
 @overload
-def read(*, snapshot: bool = ..., batch: Optional[BatchFunction] = ...) -> Callable[[_Function[P, R]], Operation[P, R]]: ...
+def read(
+    *, snapshot: bool = ..., batch: Optional[BatchFunction] = ...
+) -> Callable[[_Function[P, R]], Operation[P, R]]: ...
 def read(function: Any = None, /, *, snapshot: bool = False, batch: Optional[BatchFunction] = None) -> Any:
     """Make a coroutine function an operation that changes nothing.
 
     Args:
+        function: `async def f(tx, ...)`.
         snapshot: Let all its statements see one state of the database (a transaction around them).
         batch: Form for many calls at once.
     """
@@ -153,6 +160,7 @@ def write(
     """Make a coroutine function an operation that is applied wholly or not at all.
 
     Args:
+        function: `async def f(tx, ...)`.
         atomic: False for a single statement: no BEGIN and COMMIT around it (they cost as much as the statement).
         batch: Form for many calls at once; must be atomic by itself (one statement).
         conflict_key: Of the arguments of a call; calls with the same key never share a batch.
@@ -169,7 +177,7 @@ class Executor(Protocol):
 
     @property
     def dialect(self) -> str:
-        """"sqlite" or "postgresql"."""
+        """Either "sqlite" or "postgresql"."""
         ...
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -58,7 +58,7 @@ class SQLPool:
 
     @property
     def dialect(self) -> str:
-        """"sqlite" or "postgresql"."""
+        """Either "sqlite" or "postgresql"."""
         return self._settings.dialect.value
 
     @property

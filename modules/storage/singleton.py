@@ -17,7 +17,7 @@ _lock = threading.Lock()
 _instance: Optional[StorageManager] = None
 
 
-def _shared(settings: Union[None, StorageSettings, Mapping[str, Any]]) -> StorageManager:
+def _shared(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageManager:
     """Return the instance, made if there is none; not opened."""
     global _instance
     from modules.storage.manager import StorageManager
@@ -41,7 +41,9 @@ def _forget(instance: StorageManager) -> None:
             _instance = None
 
 
-async def get_storage_manager(settings: Union[None, StorageSettings, Mapping[str, Any]] = None) -> StorageManager:
+async def get_storage_manager(
+    settings: Union[StorageSettings, Mapping[str, Any], None] = None,
+) -> StorageManager:
     """Return the process's manager, opened. Concurrent first calls get the same one; a failed one can be repeated.
 
     Args:
@@ -61,7 +63,7 @@ async def get_storage_manager(settings: Union[None, StorageSettings, Mapping[str
 
 
 def get_storage_manager_sync(
-    settings: Union[None, StorageSettings, Mapping[str, Any]] = None,
+    settings: Union[StorageSettings, Mapping[str, Any], None] = None,
 ) -> StorageManager:
     """Return the process's manager, opened, to code without an event loop; the manager's own loop runs in a thread.
 

@@ -40,7 +40,11 @@ class CompiledStatement:
     __slots__ = ("bind", "decode", "returns_rows", "sql")
 
     def __init__(
-        self, sql: str, bind: Callable[[Mapping[str, Any]], Row], decode: Optional[Callable[[Any], Row]], returns_rows: bool
+        self,
+        sql: str,
+        bind: Callable[[Mapping[str, Any]], Row],
+        decode: Optional[Callable[[Any], Row]],
+        returns_rows: bool,
     ) -> None:
         self.sql = sql
         self.bind = bind
@@ -95,7 +99,9 @@ def _compile(clause: Executable, dialect: str) -> CompiledStatement:
     types = _result_types(clause)
     return CompiledStatement(
         sql=str(compiled),
-        bind=_binder(order, constants, [(i, codec) for i, (_, codec) in enumerate(encoders) if codec is not None]),
+        bind=_binder(
+            order, constants, [(i, codec) for i, (_, codec) in enumerate(encoders) if codec is not None]
+        ),
         decode=_row_decoder(types, dialect),
         returns_rows=bool(types),
     )
@@ -128,7 +134,11 @@ def _binder(
 
 
 def _row_decoder(types: Sequence[TypeEngine[Any]], dialect: str) -> Optional[Callable[[Any], Row]]:
-    decoders = [(index, codec) for index, codec in ((i, decoder(t, dialect)) for i, t in enumerate(types)) if codec is not None]
+    decoders = [
+        (index, codec)
+        for index, codec in ((i, decoder(t, dialect)) for i, t in enumerate(types))
+        if codec is not None
+    ]
     if not decoders:
         return None
 

@@ -11,7 +11,6 @@ its task is cancelled. After an operation in it has failed, only a rollback is p
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
 import logging
 from contextlib import asynccontextmanager
@@ -21,21 +20,28 @@ from typing import (
     TYPE_CHECKING,
     Any,
     AsyncIterator,
-    Awaitable,
-    Callable,
     Coroutine,
     Dict,
     List,
     Optional,
-    Sequence,
     Tuple,
     Type,
     TypeVar,
-    Union,
 )
 
-from typing_extensions import ParamSpec, Protocol
+from typing_extensions import ParamSpec
 
+from modules.storage.unit_contracts import (
+    Compensation,
+    OpenTransaction,
+    OutcomeUnknownError,
+    RollbackError,
+    SQLFunction,
+    StoreMaker,
+    TransactionalExecutor,
+    UnitOfWorkError,
+    UnitOfWorkState,
+)
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import (
     BusyError,
@@ -46,21 +52,13 @@ from modules.store_common.errors import (
 )
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from modules.conversation_store.repository import ConversationStore
-    from modules.storage.operations import Executor, Operation
+    from modules.storage.operations import Operation
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
-__all__ = [
-    "OutcomeUnknownError",
-    "RollbackError",
-    "UnitOfWork",
-    "UnitOfWorkError",
-    "UnitOfWorkState",
-]
+__all__ = ["OutcomeUnknownError", "RollbackError", "UnitOfWork", "UnitOfWorkError", "UnitOfWorkState"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,74 +66,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: A function of an ORM session inside the unit's transaction: async with an `AsyncSession`, or sync with a `Session`.
-SQLFunction = Callable[[Any], Any]
-#: Undoes an effect outside of the database; sync or async, without arguments.
-Compensation = Callable[[], Union[None, Awaitable[Any]]]
-
 _DEFAULT_TIMEOUT_S = 30.0
 
-
-class UnitOfWorkError(StorageError):
-    """A unit of work was used in a way that cannot work, or could not be finished."""
-
-
-class RollbackError(UnitOfWorkError):
-    """The unit was rolled back, and some of its compensating actions failed; its cause is the original error.
-
-    Attributes:
-        failures: What the compensating actions raised, in the order in which they ran.
-        original: Why the unit was rolled back; None when `rollback()` was called.
-    """
-
-    def __init__(
-        self, message: str, failures: Sequence[BaseException] = (), original: Optional[BaseException] = None
-    ) -> None:
-        super().__init__(message, failures, original)
-        self.failures: Tuple[BaseException, ...] = tuple(failures)
-        self.original = original
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class OutcomeUnknownError(UnitOfWorkError):
-    """The connection was lost during COMMIT: the unit is wholly applied or wholly absent, and it is not known which."""
-
-
-class UnitOfWorkState(enum.Enum):
-    """Where a unit of work is."""
-
-    PENDING = "pending"
-    ACTIVE = "active"
-    COMMITTED = "committed"
-    ROLLED_BACK = "rolled_back"
-    OUTCOME_UNKNOWN = "outcome_unknown"
-
-
-class OpenTransaction(Protocol):
-    """What a backend gives a unit of work: one transaction for many operations, begun when it is first needed."""
-
-    async def run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any: ...
-
-    async def commit(self) -> None: ...
-
-    async def rollback(self) -> None: ...
-
-    def session(self) -> AbstractAsyncContextManager[AsyncSession]: ...
-
-
-class TransactionalExecutor(Protocol):
-    """An executor that can open a transaction for a unit of work."""
-
-    @property
-    def dialect(self) -> str: ...
-
-    def unit(self, deadline: float) -> OpenTransaction: ...
-
-
-#: Makes the store of a name ("conversations", "kv", ...) on an executor.
-StoreMaker = Callable[[str, "Executor"], Any]
 
 _active: ContextVar[Optional[UnitOfWork]] = ContextVar("atlas_storage_unit_of_work", default=None)
 
@@ -150,7 +82,11 @@ class UnitOfWork:
     """
 
     def __init__(
-        self, executor: TransactionalExecutor, make_store: StoreMaker, *, timeout_s: float = _DEFAULT_TIMEOUT_S
+        self,
+        executor: TransactionalExecutor,
+        make_store: StoreMaker,
+        *,
+        timeout_s: float = _DEFAULT_TIMEOUT_S,
     ) -> None:
         if not timeout_s > 0:
             raise InvalidValueError("timeout must be a number of seconds greater than 0")
@@ -163,6 +99,7 @@ class UnitOfWork:
         self._sql_functions: List[SQLFunction] = []
         self._compensations: List[Compensation] = []
         self._failed: Optional[BaseException] = None
+        self._deadline = 0.0
         self._task: Optional[asyncio.Task[Any]] = None
         self._outer: Any = None
 
@@ -274,12 +211,15 @@ class UnitOfWork:
             raise UnitOfWorkError("units of work do not nest: use the one that is open, or end it first")
         self._task = task
         self._outer = _active.set(self)
-        self._transaction = self._database.unit(deadline_after(self._timeout_s))
+        self._deadline = deadline_after(self._timeout_s)
         self._state = UnitOfWorkState.ACTIVE
         return self
 
     async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
     ) -> None:
         try:
             if self._state is not UnitOfWorkState.ACTIVE:
@@ -291,7 +231,9 @@ class UnitOfWork:
         finally:
             _active.reset(self._outer)
 
-    async def _run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    async def _run(
+        self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> Any:
         transaction = self._open()
         try:
             return await transaction.run(operation, args, kwargs)
@@ -318,7 +260,8 @@ class UnitOfWork:
             raise UnitOfWorkError(
                 f"an operation in this unit of work failed ({type(self._failed).__name__}); it can only be rolled back"
             ) from self._failed
-        assert self._transaction is not None
+        if self._transaction is None:
+            self._transaction = self._database.unit(self._deadline)
         return self._transaction
 
     async def _run_sql_functions(self) -> None:
@@ -330,9 +273,9 @@ class UnitOfWork:
                     await session.run_sync(function)
 
     async def _commit(self) -> None:
-        assert self._transaction is not None
         try:
-            await self._transaction.commit()
+            if self._transaction is not None:
+                await self._transaction.commit()
         except BusyError as exc:
             await self._undo(exc)
             raise
@@ -369,7 +312,11 @@ class UnitOfWork:
                 await self._transaction.rollback()
             except StorageError:
                 # its connection is gone, and the transaction with it
-                logger.warning("storage.unit_of_work.rollback_failed", extra={"backend": self._database.dialect}, exc_info=True)
+                logger.warning(
+                    "storage.unit_of_work.rollback_failed",
+                    extra={"backend": self._database.dialect},
+                    exc_info=True,
+                )
         failures: List[BaseException] = []
         for action in reversed(self._compensations):
             try:
@@ -412,11 +359,8 @@ async def _to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
             if task.cancelled():
                 raise
             cancelled = exc
-        except Exception:
-            # the task's own error: raised below
+        except Exception:  # noqa: BLE001 - the task's own error: raised below
             break
     if cancelled is not None:
         raise cancelled from (None if task.cancelled() else task.exception())
     return task.result()
-
-

@@ -39,7 +39,9 @@ def require_utc(instant: Optional[datetime], where: str) -> Optional[datetime]:
     if not isinstance(instant, datetime):
         raise InvalidValueError(f"{where} must be a datetime, not {type(instant).__name__}")
     if instant.tzinfo is None or instant.utcoffset() is None:
-        raise InvalidValueError(f"{where} has no time zone; give an aware datetime, for example datetime.now(timezone.utc)")
+        raise InvalidValueError(
+            f"{where} has no time zone; give an aware datetime, for example datetime.now(timezone.utc)"
+        )
     try:
         return instant.astimezone(timezone.utc)
     except OverflowError as exc:

@@ -35,7 +35,11 @@ def encode_cursor(tenant_id: str, kind: str, position: Sequence[Any], *, filters
         position: JSON values: the sort key of the last row given out.
         filters: JSON value: whatever else decides which rows the list has, and their order.
     """
-    return base64.urlsafe_b64encode(_tag(tenant_id, kind, filters) + orjson.dumps(list(position))).decode().rstrip("=")
+    return (
+        base64.urlsafe_b64encode(_tag(tenant_id, kind, filters) + orjson.dumps(list(position)))
+        .decode()
+        .rstrip("=")
+    )
 
 
 def decode_cursor(
@@ -62,7 +66,9 @@ def decode_cursor(
     except (UnicodeEncodeError, binascii.Error, ValueError):
         raise InvalidCursorError("the cursor is damaged; start again without one") from None
     if data[:_TAG_BYTES] != _tag(tenant_id, kind, filters):
-        raise InvalidCursorError("the cursor was not made for this list with these filters; start again without one")
+        raise InvalidCursorError(
+            "the cursor was not made for this list with these filters; start again without one"
+        )
     try:
         position = orjson.loads(data[_TAG_BYTES:])
     except orjson.JSONDecodeError:

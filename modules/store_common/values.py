@@ -92,7 +92,9 @@ def _utf8(value: str, where: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError as exc:
-        raise InvalidValueError(f"{where} holds a lone surrogate at position {exc.start}, which UTF-8 cannot say") from None
+        raise InvalidValueError(
+            f"{where} holds a lone surrogate at position {exc.start}, which UTF-8 cannot say"
+        ) from None
 
 
 def check_json(value: Any, where: str) -> None:
@@ -121,7 +123,9 @@ def check_json(value: Any, where: str) -> None:
         elif kind is dict:
             for key, child in item.items():
                 if type(key) is not str:
-                    raise InvalidValueError(f"{path} has a key of type {type(key).__name__}; keys must be str")
+                    raise InvalidValueError(
+                        f"{path} has a key of type {type(key).__name__}; keys must be str"
+                    )
                 if not key.isascii():
                     _utf8(key, f"a key of {path}")
                 stack.append((child, f"{path}.{key}" if len(path) < 200 else path, depth + 1))

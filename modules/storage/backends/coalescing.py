@@ -17,7 +17,7 @@ from modules.store_common.errors import DeadlineExceededError, OverloadedError, 
 if TYPE_CHECKING:
     from modules.storage.operations import Operation
 
-__all__ = ["Coalescer"]
+__all__ = ["Coalescer", "RunBatch", "RunOne"]
 
 _MAX_BATCH = 256
 _Waiting = Tuple[Tuple[Any, ...], "asyncio.Future[Any]", float]
@@ -60,6 +60,8 @@ class Coalescer:
         """Run a call, alone or in company.
 
         Args:
+            operation: Has a `batch` form.
+            args: Of this call, without the transaction.
             deadline: Monotonic time in seconds.
         """
         lane = self._lanes.get(operation)
@@ -72,7 +74,9 @@ class Coalescer:
             finally:
                 self._leave(operation, lane)
         if len(lane.waiting) >= self._max_waiting:
-            raise OverloadedError(f"{len(lane.waiting)} calls of {operation.name} wait already; slow down and try again")
+            raise OverloadedError(
+                f"{len(lane.waiting)} calls of {operation.name} wait already; slow down and try again"
+            )
         future: asyncio.Future[Any] = self._loop.create_future()
         timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
         lane.waiting.append((args, future, deadline))
@@ -138,7 +142,7 @@ class Coalescer:
         except (UnavailableError, DeadlineExceededError) as exc:
             for _, future, _ in batch:
                 _finish(future, exc)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one of them is at fault: each again by itself gets its own error
             for item in batch:
                 await self._settle_alone(operation, item)
         else:
@@ -151,7 +155,7 @@ class Coalescer:
             return
         try:
             _finish(future, await self._run_one(operation, args, deadline))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - raised to the caller who waits
             _finish(future, exc)
 
 

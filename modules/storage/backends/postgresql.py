@@ -42,7 +42,7 @@ class PostgreSQLBackend:
         """Run one SQL statement in a transaction of its own.
 
         Args:
-            sql: The text; parameters as `:name` (write a literal colon as `\\:`).
+            sql: The text; parameters as `:name`.
             params: Their values, of types that asyncpg knows.
 
         Returns:
@@ -105,7 +105,9 @@ class PostgreSQLBackend:
         look = "SELECT default_version, installed_version FROM pg_available_extensions WHERE name = :name"
         rows = await self.execute_sql(look, {"name": name})
         if not rows:
-            raise NotConfiguredError(f"the PostgreSQL server has no extension {name}; install its package on the server")
+            raise NotConfiguredError(
+                f"the PostgreSQL server has no extension {name}; install its package on the server"
+            )
         if rows[0]["installed_version"] is None:
             try:
                 await self.execute_sql(f'CREATE EXTENSION IF NOT EXISTS "{name}"')

@@ -50,7 +50,9 @@ def remaining(deadline: float) -> float:
     """
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise DeadlineExceededError("the PostgreSQL call passed its deadline before its next statement was sent")
+        raise DeadlineExceededError(
+            "the PostgreSQL call passed its deadline before its next statement was sent"
+        )
     return seconds
 
 
@@ -71,7 +73,9 @@ def _server_settings(options: PostgresOptions) -> Dict[str, str]:
     if not options.transaction_pooling:
         # PgBouncer refuses start-up parameters that it does not track; without a pooler the server watches the time too
         settings["statement_timeout"] = str(int(options.command_timeout_s * 1000))
-        settings["idle_in_transaction_session_timeout"] = str(int(max(60.0, 2 * options.command_timeout_s) * 1000))
+        settings["idle_in_transaction_session_timeout"] = str(
+            int(max(60.0, 2 * options.command_timeout_s) * 1000)
+        )
         # our statements are short: compiling them to machine code costs more than it saves
         settings["jit"] = "off"
     return settings
@@ -105,7 +109,9 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                 raise translate(exc) from exc
             await asyncio.sleep(0.05)
         except asyncio.TimeoutError as exc:
-            raise UnavailableError(f"PostgreSQL did not answer within {timeout:.1f} s while connecting") from exc
+            raise UnavailableError(
+                f"PostgreSQL did not answer within {timeout:.1f} s while connecting"
+            ) from exc
         except (ValueError, *DRIVER_ERRORS) as exc:
             raise translate(exc) from exc
 
@@ -128,7 +134,11 @@ class PostgresTransaction:
             records = await self._connection.fetch(compiled.sql, *values, timeout=remaining(self._deadline))
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
-        return [tuple(record) for record in records] if compiled.decode is None else [compiled.decode(r) for r in records]
+        return (
+            [tuple(record) for record in records]
+            if compiled.decode is None
+            else [compiled.decode(r) for r in records]
+        )
 
     async def first(self, statement: Statement, **params: Any) -> Optional[Row]:
         compiled = statement.compiled("postgresql")

@@ -35,10 +35,14 @@ _BY_STATE: Dict[str, _Make] = {
     "26000": lambda: errors.StatementError(
         "PostgreSQL lost a prepared statement: a pooler in transaction mode is in front; set sql.pooler to transaction"
     ),
-    "3D000": lambda: errors.UnavailableError("the PostgreSQL database does not exist; create it, or check sql.database"),
+    "3D000": lambda: errors.UnavailableError(
+        "the PostgreSQL database does not exist; create it, or check sql.database"
+    ),
     "40001": lambda: errors.BusyError("PostgreSQL could not serialise concurrent transactions; try again"),
     "40P01": lambda: errors.BusyError("PostgreSQL ended a deadlock by refusing this call; try again"),
-    "42501": lambda: errors.PermissionDeniedError("the PostgreSQL role may not do this; grant it the privilege"),
+    "42501": lambda: errors.PermissionDeniedError(
+        "the PostgreSQL role may not do this; grant it the privilege"
+    ),
     "53100": lambda: errors.StorageFullError("the disk under PostgreSQL is full; free space and try again"),
     "53300": lambda: errors.OverloadedError(
         "PostgreSQL has no connection left; lower sql.pool.size + sql.pool.max_overflow or raise max_connections"
@@ -52,7 +56,9 @@ _BY_CLASS: Dict[str, _Make] = {
     "08": _UNREACHABLE,
     "22": lambda: errors.InvalidValueError("PostgreSQL cannot hold a value of this call"),
     "23": lambda: errors.ConstraintError("a rule of the schema refused the row"),
-    "28": lambda: errors.PermissionDeniedError("PostgreSQL refused the user or password; check sql.username and sql.password"),
+    "28": lambda: errors.PermissionDeniedError(
+        "PostgreSQL refused the user or password; check sql.username and sql.password"
+    ),
     "53": lambda: errors.UnavailableError("PostgreSQL is out of a resource; check its log"),
     "54": lambda: errors.InvalidValueError("a value of this call passes a limit of PostgreSQL"),
     "57": lambda: errors.UnavailableError("PostgreSQL is shutting down or starting up; try again"),
@@ -72,7 +78,9 @@ def translate(exc: BaseException) -> errors.StorageError:
         )
     if isinstance(exc, asyncpg.PostgresError):
         return _translate_state(exc)
-    if isinstance(exc, asyncpg.DataError) or (isinstance(exc, asyncpg.InterfaceError) and isinstance(exc, ValueError)):
+    if isinstance(exc, asyncpg.DataError) or (
+        isinstance(exc, asyncpg.InterfaceError) and isinstance(exc, ValueError)
+    ):
         return errors.InvalidValueError("a parameter of this call does not fit its PostgreSQL type")
     return _UNREACHABLE()
 
@@ -80,7 +88,9 @@ def translate(exc: BaseException) -> errors.StorageError:
 def _translate_state(exc: asyncpg.PostgresError) -> errors.StorageError:
     state: str = exc.sqlstate or ""
     if state in _SCHEMA_BEHIND:
-        return errors.StatementError(f"the database's schema is behind (SQLSTATE {state}); run `atlas-storage migrate`")
+        return errors.StatementError(
+            f"the database's schema is behind (SQLSTATE {state}); run `atlas-storage migrate`"
+        )
     make = _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
     if make is None:
         return errors.StatementError(f"PostgreSQL refused a statement (SQLSTATE {state})")

@@ -23,6 +23,7 @@ from modules.store_common.errors import (
     DeadlineExceededError,
     NotInitializedError,
     OverloadedError,
+    StatementError,
     UnavailableError,
     WrongProcessError,
 )
@@ -150,8 +151,8 @@ class PostgresExecutor:
         if operation.batch is not None and not kwargs:
             result: R = await coalescer.call(operation, args, deadline)
             return result
-        result = await self._run(pool, operation.function, operation, args, kwargs, deadline)
-        return result
+        alone: R = await self._run(pool, operation.function, operation, args, kwargs, deadline)
+        return alone
 
     def unit(self, deadline: float) -> PostgresUnit:
         """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
@@ -207,7 +208,9 @@ class PostgresExecutor:
         async def run_batch(
             operation: Operation[Any, Any], calls: Sequence[Tuple[Any, ...]], deadline: float
         ) -> Sequence[Any]:
-            outcomes: Sequence[Any] = await self._run(pool, operation.batch, operation, (calls,), {}, deadline)
+            outcomes: Sequence[Any] = await self._run(
+                pool, operation.batch, operation, (calls,), {}, deadline
+            )
             return outcomes
 
         coalescer = Coalescer(run_one, run_batch, places=_COALESCING_PLACES, max_waiting=limits.max_waiters)
@@ -253,7 +256,11 @@ class PostgresExecutor:
                     raise
                 logger.info(
                     "storage.postgresql.read_retried",
-                    extra={"backend": "postgresql", "operation": operation.name, "error_type": type(exc).__name__},
+                    extra={
+                        "backend": "postgresql",
+                        "operation": operation.name,
+                        "error_type": type(exc).__name__,
+                    },
                 )
             except DeadlineExceededError:
                 raise
@@ -275,7 +282,8 @@ class PostgresExecutor:
                 )
             except DRIVER_ERRORS as exc:
                 raise translate(exc) from exc
-            assert row is not None
+            if row is None:
+                raise StatementError("PostgreSQL answered a question about its settings with nothing")
             # a pooler answers with a key of its own where the server gives the process id
             behind_pooler = self._pooler in ("transaction", "session") or (
                 self._pooler == "auto" and row[2] != raw.get_server_pid()

@@ -223,7 +223,9 @@ class PostgresPool:
         if not doubt:
             return True
         try:
-            await pooled.raw.execute("SELECT 1", timeout=min(remaining(deadline), self._options.connect_timeout_s))
+            await pooled.raw.execute(
+                "SELECT 1", timeout=min(remaining(deadline), self._options.connect_timeout_s)
+            )
         except DRIVER_ERRORS:
             self._discard(pooled)
             return False
@@ -262,7 +264,9 @@ class PostgresPool:
     async def _wait(self, deadline: float) -> PooledConnection:
         started = time.monotonic()
         waiter: asyncio.Future[Optional[PooledConnection]] = self._loop.create_future()
-        timer = self._loop.call_later(max(0.0, min(deadline - started, self._timeout_s)), self._expire, waiter, started)
+        timer = self._loop.call_later(
+            max(0.0, min(deadline - started, self._timeout_s)), self._expire, waiter, started
+        )
         self._waiters.append(waiter)
         try:
             pooled = await waiter
@@ -319,7 +323,9 @@ class PostgresPool:
     def _reap(self) -> None:
         """Close connections that were idle for too long, and the overflow; again in some seconds."""
         for pooled in list(self._idle):
-            if self._stale(pooled) or (self._open > self._keep and time.monotonic() - pooled.idle_since > _REAP_INTERVAL_S):
+            if self._stale(pooled) or (
+                self._open > self._keep and time.monotonic() - pooled.idle_since > _REAP_INTERVAL_S
+            ):
                 self._idle.remove(pooled)
                 self._discard(pooled)
         self._reaper = self._loop.call_later(_REAP_INTERVAL_S, self._reap)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Dict, Optional,
 
 from modules.storage.backends.postgresql_connection import PostgresTransaction, remaining
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
-from modules.store_common.errors import DeadlineExceededError, StorageError
+from modules.store_common.errors import DeadlineExceededError, StorageError, UnavailableError
 
 if TYPE_CHECKING:
     import asyncpg
@@ -48,7 +48,14 @@ class PostgresUnit:
         """Run an operation in the transaction. After one that failed in the database only a rollback is possible."""
         async with self._turn:
             pooled = await self._begun()
-            return await operation.function(PostgresTransaction(pooled.raw, self._deadline), *args, **kwargs)
+            tx = PostgresTransaction(pooled.raw, self._deadline)
+            try:
+                return await operation.function(tx, *args, **kwargs)
+            except UnavailableError as exc:
+                if self._ended is not None:
+                    # the connection was closed at the unit's deadline, while this statement was under way
+                    raise self._ended from exc
+                raise
 
     async def commit(self) -> None:
         """Commit. `UnavailableError` and `DeadlineExceededError` mean that the outcome is not known."""
@@ -70,7 +77,9 @@ class PostgresUnit:
         healthy = False
         try:
             if not self._pooled.raw.is_closed():
-                await asyncio.wait_for(self._transaction.rollback(), min(5.0, max(0.1, self._executor.options.command_timeout_s)))
+                await asyncio.wait_for(
+                    self._transaction.rollback(), min(5.0, max(0.1, self._executor.options.command_timeout_s))
+                )
                 healthy = True
         except DRIVER_ERRORS:
             # the connection is closed below, and with it the transaction

@@ -9,7 +9,7 @@ from modules.store_common.errors import InvalidValueError
 __all__ = ["compile_free_sql"]
 
 
-def compile_free_sql(sql: str, params: Optional[Mapping[str, Any]], dialect: str) -> "tuple[str, List[Any]]":
+def compile_free_sql(sql: str, params: Optional[Mapping[str, Any]], dialect: str) -> tuple[str, List[Any]]:
     """Return `sql` with its `:name` parameters made positional, and their values in order.
 
     Raises:
@@ -24,4 +24,6 @@ def compile_free_sql(sql: str, params: Optional[Mapping[str, Any]], dialect: str
     try:
         return compiled.sql, list(compiled.bind(given))
     except KeyError as exc:
-        raise InvalidValueError(f"the SQL text has a parameter :{exc.args[0]} and no value was given for it") from None
+        raise InvalidValueError(
+            f"the SQL text has a parameter :{exc.args[0]} and no value was given for it"
+        ) from None

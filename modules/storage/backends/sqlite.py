@@ -89,7 +89,9 @@ class SQLiteBackend:
 
     async def get_page_count(self) -> int:
         """Return how many pages the database has."""
-        return await self._executor.call_bare(lambda connection: int(connection.execute("PRAGMA page_count").fetchone()[0]))
+        return await self._executor.call_bare(
+            lambda connection: int(connection.execute("PRAGMA page_count").fetchone()[0])
+        )
 
     def get_wal_size(self) -> int:
         """Return the size of the write-ahead log in bytes; 0 when there is none."""
@@ -121,7 +123,9 @@ class SQLiteBackend:
             timeout_s=_MAINTENANCE_TIMEOUT_S,
         )
 
-    async def backup(self, path: os.PathLike[str], *, progress: Optional[Callable[[int, int], None]] = None) -> Path:
+    async def backup(
+        self, path: os.PathLike[str], *, progress: Optional[Callable[[int, int], None]] = None
+    ) -> Path:
         """Copy the database to `path` while it is in use; the copy appears whole or not at all.
 
         Args:
@@ -131,9 +135,8 @@ class SQLiteBackend:
         Raises:
             StorageIOError, StorageFullError, PermissionDeniedError: the copy cannot be written; none is left.
         """
-        target = Path(path).expanduser().absolute()
         options = self._executor.options
-        await run_in_thread(lambda: _backup(options, target, progress))
+        target: Path = await run_in_thread(lambda: _backup(options, Path(path), progress))
         return target
 
     @property
@@ -142,7 +145,8 @@ class SQLiteBackend:
         return executor  # type: ignore[no-any-return]
 
 
-def _backup(options: SQLiteOptions, target: Path, progress: Optional[Callable[[int, int], None]]) -> None:
+def _backup(options: SQLiteOptions, path: Path, progress: Optional[Callable[[int, int], None]]) -> Path:
+    target = path.expanduser().absolute()
     ensure_parent_directory(target)
     partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
     source = open_connection(options, read_only=True)
@@ -161,10 +165,13 @@ def _backup(options: SQLiteOptions, target: Path, progress: Optional[Callable[[i
         _sync(partial)
         os.replace(partial, target)
         _sync(target.parent)
+        return target
     except sqlite3.Error as exc:
         raise translate(exc) from exc
     except PermissionError as exc:
-        raise PermissionDeniedError("the backup file may not be written; check the directory's permissions") from exc
+        raise PermissionDeniedError(
+            "the backup file may not be written; check the directory's permissions"
+        ) from exc
     except OSError as exc:
         raise StorageIOError(f"the backup file cannot be written: {exc.strerror}") from exc
     finally:
@@ -202,7 +209,9 @@ def create_sqlite_engine(executor: SQLiteExecutor, pool_options: Dict[str, Any])
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import QueuePool
 
-    engine = create_engine("sqlite://", creator=lambda: open_connection(executor.options), poolclass=QueuePool, **pool_options)
+    engine = create_engine(
+        "sqlite://", creator=lambda: open_connection(executor.options), poolclass=QueuePool, **pool_options
+    )
 
     def begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN")

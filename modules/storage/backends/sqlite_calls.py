@@ -79,7 +79,9 @@ class Call:
         else:
             interrupt(self)
             what = "it had started; whether it was applied is not known"
-        self.future.set_exception(DeadlineExceededError(f"the SQLite call did not end within its deadline: {what}"))
+        self.future.set_exception(
+            DeadlineExceededError(f"the SQLite call did not end within its deadline: {what}")
+        )
 
 
 #: A call, its result and its exception (None: it succeeded).

@@ -106,7 +106,9 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = stop.value
         return result
     coroutine.close()
-    raise StatementError("an operation awaited something other than its transaction; see modules.storage.operations")
+    raise StatementError(
+        "an operation awaited something other than its transaction; see modules.storage.operations"
+    )
 
 
 class SQLiteTransaction:

@@ -55,14 +55,24 @@ _SIMPLE: Dict[int, Callable[[], errors.StorageError]] = {
     _BUSY: lambda: errors.BusyError(
         "another process holds the SQLite database's write lock for longer than the busy timeout; try again, or end that process"
     ),
-    _LOCKED: lambda: errors.BusyError("another connection of this process holds the SQLite table's lock; try again"),
-    _READONLY: lambda: errors.PermissionDeniedError("the SQLite database is read-only here; check the file's permissions"),
+    _LOCKED: lambda: errors.BusyError(
+        "another connection of this process holds the SQLite table's lock; try again"
+    ),
+    _READONLY: lambda: errors.PermissionDeniedError(
+        "the SQLite database is read-only here; check the file's permissions"
+    ),
     _PERM: lambda: errors.PermissionDeniedError("access to the SQLite database file was refused"),
-    _INTERRUPT: lambda: errors.DeadlineExceededError("the SQLite statement was stopped at the call's deadline"),
-    _IOERR: lambda: errors.StorageIOError("the disk reported an error on the SQLite database; check the disk and the logs"),
+    _INTERRUPT: lambda: errors.DeadlineExceededError(
+        "the SQLite statement was stopped at the call's deadline"
+    ),
+    _IOERR: lambda: errors.StorageIOError(
+        "the disk reported an error on the SQLite database; check the disk and the logs"
+    ),
     _CORRUPT: lambda: errors.CorruptionError("the SQLite database is damaged; restore a backup"),
     _NOTADB: lambda: errors.CorruptionError("the configured file is not a SQLite database; check the path"),
-    _FULL: lambda: errors.StorageFullError("the disk (or quota) under the SQLite database is full; free space and try again"),
+    _FULL: lambda: errors.StorageFullError(
+        "the disk (or quota) under the SQLite database is full; free space and try again"
+    ),
     _CANTOPEN: lambda: errors.UnavailableError(
         "the SQLite database file cannot be opened; check that its directory exists and may be written"
     ),

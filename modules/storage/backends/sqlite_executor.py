@@ -41,7 +41,9 @@ class SQLiteExecutor:
 
     dialect = "sqlite"
 
-    def __init__(self, options: SQLiteOptions, *, command_timeout_s: float = 30.0, queue_size: int = 10_000) -> None:
+    def __init__(
+        self, options: SQLiteOptions, *, command_timeout_s: float = 30.0, queue_size: int = 10_000
+    ) -> None:
         self.options = options
         self._command_timeout_s = command_timeout_s
         self._queue_size = queue_size
@@ -85,7 +87,9 @@ class SQLiteExecutor:
             if self.options.is_memory:
                 reader: DatabaseThread = writer
             else:
-                reader = ReaderThread("reader", lambda: open_connection(self.options, read_only=True), self._queue_size)
+                reader = ReaderThread(
+                    "reader", lambda: open_connection(self.options, read_only=True), self._queue_size
+                )
                 try:
                     reader.open()
                 except BaseException:
@@ -116,7 +120,9 @@ class SQLiteExecutor:
         result: R = await call.result(deadline_after(self._command_timeout_s), thread.interrupt)
         return result
 
-    async def call_bare(self, function: Callable[[sqlite3.Connection], T], *, timeout_s: Optional[float] = None) -> T:
+    async def call_bare(
+        self, function: Callable[[sqlite3.Connection], T], *, timeout_s: Optional[float] = None
+    ) -> T:
         """Run `function(connection)` on the writer thread outside a transaction.
 
         Args:
@@ -145,10 +151,8 @@ class SQLiteExecutor:
 
     def turn(self, deadline: float) -> WriterTurn:
         """Return a new turn of the writer, not yet begun; `deadline` is monotonic time in seconds."""
-        thread = self._thread(writes=True)
-        assert isinstance(thread, WriterThread)
         self._refuse_self_wait(writes=True)
-        return WriterTurn(thread, deadline)
+        return WriterTurn(self._thread(writes=True), deadline)
 
     def holding(self, turn: WriterTurn) -> None:
         """Remember that the current task holds `turn`, until `released`."""

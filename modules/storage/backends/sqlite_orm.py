@@ -39,10 +39,14 @@ class _Cursor:
         self.lastrowid: Optional[int] = None
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
-        self._take(await_only(self._turn.call(lambda connection: _fetch(connection.execute(sql, parameters)))))
+        self._take(
+            await_only(self._turn.call(lambda connection: _fetch(connection.execute(sql, parameters))))
+        )
 
     def executemany(self, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
-        self._take(await_only(self._turn.call(lambda connection: _fetch(connection.executemany(sql, parameters)))))
+        self._take(
+            await_only(self._turn.call(lambda connection: _fetch(connection.executemany(sql, parameters))))
+        )
 
     def _take(self, result: Tuple[List[Any], Optional[Sequence[Any]], int, Optional[int]]) -> None:
         self._rows, self.description, self.rowcount, self.lastrowid = result

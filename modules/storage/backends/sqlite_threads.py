@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 from modules.storage.backends.sqlite_calls import Call, Outcome, deliver
 from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
 from modules.storage.backends.sqlite_errors import translate
-from modules.store_common.errors import NotInitializedError, OverloadedError, StorageError
+from modules.store_common.errors import NotInitializedError, OverloadedError
 
 if TYPE_CHECKING:
     from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
     from modules.storage.operations import Operation
 
-__all__ = ["DatabaseThread", "ReaderThread", "WriterThread"]
+__all__ = ["DatabaseThread", "ReaderThread", "WriterThread", "join"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class DatabaseThread:
     def _main(self) -> None:
         try:
             self._connection = self._connect()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - raised by `open`, in its thread
             self._opened.put(exc)
             return
         self._opened.put(None)
@@ -103,7 +103,9 @@ class DatabaseThread:
             self._serve(self._connection)
         except BaseException:
             # a defect of ours; without the thread nothing would ever be answered
-            logger.exception("storage.sqlite.thread_died", extra={"backend": "sqlite", "detail": self._thread.name})
+            logger.exception(
+                "storage.sqlite.thread_died", extra={"backend": "sqlite", "detail": self._thread.name}
+            )
         finally:
             self._closing = True
             self._refuse_rest()
@@ -161,10 +163,7 @@ class DatabaseThread:
         self._set_current(call)
         try:
             return call, drive(call.work.function(tx, *call.args, **call.kwargs)), None
-        except StorageError as exc:
-            return call, None, exc
-        except Exception as exc:
-            # a defect in an operation must reach its caller, not end the thread
+        except Exception as exc:  # noqa: BLE001 - raised to the caller who waits; it must not end the thread
             return call, None, exc
         finally:
             self._set_current(None)
@@ -219,7 +218,11 @@ class WriterThread(DatabaseThread):
         return [culprit if call is culprit[0] else self._run_alone(connection, tx, call) for call in calls]
 
     def _fail(
-        self, connection: sqlite3.Connection, calls: Sequence[Call], outcomes: Sequence[Outcome], exc: sqlite3.Error
+        self,
+        connection: sqlite3.Connection,
+        calls: Sequence[Call],
+        outcomes: Sequence[Outcome],
+        exc: sqlite3.Error,
     ) -> List[Outcome]:
         """Roll back a batch whose BEGIN, SAVEPOINT or COMMIT failed: all of it fails, whatever each call had returned."""
         try:
@@ -274,13 +277,16 @@ class ReaderThread(DatabaseThread):
             return call, None, error
 
     def _read_together(
-        self, connection: sqlite3.Connection, tx: SQLiteTransaction, operation: Operation[Any, Any], calls: Sequence[Call]
+        self,
+        connection: sqlite3.Connection,
+        tx: SQLiteTransaction,
+        operation: Operation[Any, Any],
+        calls: Sequence[Call],
     ) -> List[Outcome]:
-        assert operation.batch is not None
+        batch: Any = operation.batch
         try:
-            results = drive(_as_coroutine(operation.batch(tx, [call.args for call in calls])))
-        except Exception:
-            # one of them is at fault: each again by itself, so that only that one gets the error
+            results = drive(_as_coroutine(batch(tx, [call.args for call in calls])))
+        except Exception:  # noqa: BLE001 - one of them is at fault: each again by itself gets its own error
             return [self._read(connection, tx, call) for call in calls]
         return [
             (call, None, result) if isinstance(result, BaseException) else (call, result, None)

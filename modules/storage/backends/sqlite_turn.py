@@ -20,7 +20,7 @@ from modules.storage.backends.sqlite_errors import translate
 from modules.store_common.errors import DeadlineExceededError, StorageError
 
 if TYPE_CHECKING:
-    from modules.storage.backends.sqlite_threads import WriterThread
+    from modules.storage.backends.sqlite_threads import DatabaseThread
 
 __all__ = ["BareTurn", "WriterTurn"]
 
@@ -39,7 +39,7 @@ class WriterTurn:
         deadline: Monotonic time in seconds at which the writer rolls back by itself.
     """
 
-    def __init__(self, writer: WriterThread, deadline: float) -> None:
+    def __init__(self, writer: DatabaseThread, deadline: float) -> None:
         self._writer = writer
         self._deadline = deadline
         self._queue: queue.SimpleQueue[Call] = queue.SimpleQueue()
@@ -132,7 +132,8 @@ class WriterTurn:
             held = time.monotonic() - started
             if held > _LONG_TURN_S:
                 logger.warning(
-                    "storage.sqlite.turn_held_long", extra={"backend": "sqlite", "duration_ms": round(held * 1000)}
+                    "storage.sqlite.turn_held_long",
+                    extra={"backend": "sqlite", "duration_ms": round(held * 1000)},
                 )
 
     def refuse(self, error: StorageError) -> None:
@@ -148,7 +149,9 @@ class WriterTurn:
             except queue.Empty:
                 connection.execute("ROLLBACK")
                 self._leave(
-                    DeadlineExceededError("the unit of work passed its deadline and was rolled back; nothing of it was kept")
+                    DeadlineExceededError(
+                        "the unit of work passed its deadline and was rolled back; nothing of it was kept"
+                    )
                 )
                 return
             if isinstance(call.work, str):
@@ -158,7 +161,9 @@ class WriterTurn:
                 deliver([self._attempt(connection, call)])
             if not connection.in_transaction:
                 self._leave(
-                    StorageError("SQLite rolled the unit of work back after an error; nothing of it was kept; begin again")
+                    StorageError(
+                        "SQLite rolled the unit of work back after an error; nothing of it was kept; begin again"
+                    )
                 )
                 return
 
@@ -166,7 +171,7 @@ class WriterTurn:
         self._writer._set_current(call)
         try:
             return call, call.work(connection), None
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - raised to the caller who waits
             return call, None, exc
         finally:
             self._writer._set_current(None)
