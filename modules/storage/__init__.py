@@ -62,7 +62,12 @@ _NAMES: Dict[str, List[str]] = {
         "create_kv_store",
         "create_task_repository",
     ],
-    "modules.storage.health": ["HealthStatus", "StorageHealthStatus", "StoreHealth", "compute_overall_status"],
+    "modules.storage.health": [
+        "HealthStatus",
+        "StorageHealthStatus",
+        "StoreHealth",
+        "compute_overall_status",
+    ],
     "modules.storage.manager": ["StorageManager"],
     "modules.storage.pool": ["PoolError", "PoolTimeoutError", "SQLPool"],
     "modules.storage.settings": [
