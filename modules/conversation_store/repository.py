@@ -9,13 +9,14 @@ from modules.conversation_store.messages import Messages
 from modules.conversation_store.people import People
 from modules.conversation_store.reading import Reading
 from modules.conversation_store.records import RetentionPolicy
+from modules.conversation_store.search import Search
 from modules.storage.operations import Executor
 from modules.store_common.tenancy import TenantPolicy
 
 __all__ = ["ConversationStore"]
 
 
-class ConversationStore(People, Conversations, Messages, Reading):
+class ConversationStore(People, Conversations, Messages, Reading, Search):
     """Conversations of AI agents: users, sessions, conversations, messages, events, assets.
 
     Args:

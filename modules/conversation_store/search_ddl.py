@@ -8,8 +8,9 @@ token ends in "x", which no rule of the Porter stemmer touches, and is made of t
 
 PostgreSQL: a generated `tsvector` column and a GIN index.
 
-A message is searchable when it is not deleted and not streaming. Its words are `search_text`, or the content itself where
-that is a plain text; at most `MAX_SEARCH_CHARACTERS` of them.
+A message is searchable when it is not deleted and not streaming. Its words are the speaker's name and `search_text`, or
+the content itself where that is a plain text; at most `MAX_SEARCH_CHARACTERS` of them. The name is part of it because
+questions name speakers: evidence recall@10 on 1,200 questions was 0.625 with it and 0.558 without (docs/conversations.md).
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def rebuild_ddl(dialect: str, language: str = "english") -> List[str]:
 
 def _postgresql(language: str) -> List[str]:
     words = (
-        "left(coalesce(search_text, CASE WHEN json_typeof(content) = 'string' THEN content #>> '{}' END, ''), "
-        f"{MAX_SEARCH_CHARACTERS})"
+        "left(coalesce(name || ': ', '') || coalesce(search_text, "
+        f"CASE WHEN json_typeof(content) = 'string' THEN content #>> '{{}}' END, ''), {MAX_SEARCH_CHARACTERS})"
     )
     return [
         "ALTER TABLE atlas_messages ADD COLUMN search_vector tsvector GENERATED ALWAYS AS ("
@@ -79,7 +80,8 @@ def _searchable(row: str) -> str:
 
 def _words(row: str) -> str:
     plain = f"CASE WHEN json_type({row}.content) = 'text' THEN json_extract({row}.content, '$') END"
-    return f"substr(coalesce({row}.search_text, {plain}, ''), 1, {MAX_SEARCH_CHARACTERS})"
+    words = f"coalesce({row}.name || ': ', '') || coalesce({row}.search_text, {plain}, '')"
+    return f"substr({words}, 1, {MAX_SEARCH_CHARACTERS})"
 
 
 def _scope(row: str) -> str:
