@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Coroutine, List, Mapping, Optional, Sequence, TypeVar
 from urllib.parse import quote
 
 from modules.storage.backends.sqlite_errors import translate
-from modules.store_common.errors import StatementError, UnavailableError
+from modules.store_common.errors import BusyError, StatementError, UnavailableError
 
 if TYPE_CHECKING:
     from modules.storage.statements import Row, Statement
@@ -85,7 +86,7 @@ def open_connection(options: SQLiteOptions, *, read_only: bool = False) -> sqlit
 
 def _set_pragmas(connection: sqlite3.Connection, options: SQLiteOptions, read_only: bool) -> None:
     if not options.is_memory:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection, options.busy_timeout_s)
         # keeps the file that is left after a checkpoint small; 64 MiB
         connection.execute("PRAGMA journal_size_limit = 67108864")
     synchronous = {"OFF": 0, "NORMAL": 1, "FULL": 2, "EXTRA": 3}[options.synchronous]
@@ -96,6 +97,19 @@ def _set_pragmas(connection: sqlite3.Connection, options: SQLiteOptions, read_on
     connection.execute("PRAGMA temp_store = MEMORY")
     if read_only:
         connection.execute("PRAGMA query_only = ON")
+
+
+def _use_wal(connection: sqlite3.Connection, patience_s: float) -> None:
+    """Switch to the write-ahead log. SQLite's busy timeout does not cover this when processes start together."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if not isinstance(translate(exc), BusyError) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
