@@ -15,7 +15,7 @@ from modules.store_common.errors import InvalidValueError
 from modules.Tools.Base_Tools.kv_models import KeyValueRow
 from modules.Tools.Base_Tools.kv_quota import LOCK_TENANT_ACCOUNTS
 
-__all__ = ["KeyValueMaintenance"]
+__all__ = ["KeyValueMaintenance", "sweep"]
 
 _E: Any = KeyValueRow.__table__
 _TENANT = bindparam("tenant", type_=Identifier)
@@ -34,9 +34,9 @@ def _tenants() -> Any:
     return select(found.c.tenant_id).where(found.c.tenant_id.is_not(None), expired).limit(_LIMIT)
 
 
-EXPIRED_TENANTS = Statement(_tenants())
+_EXPIRED_TENANTS = Statement(_tenants())
 # Rows that someone is writing are left for the next sweep; PostgreSQL looks at the others again once it holds them.
-SWEEP = Statement(
+_SWEEP = Statement(
     postgresql=text(
         "WITH doomed AS (SELECT ctid FROM atlas_kv_entries"
         " WHERE tenant_id = :tenant AND expires_at <= statement_timestamp()"
@@ -59,9 +59,9 @@ SWEEP = Statement(
 async def sweep(tx: Transaction, limit: int) -> int:
     """Remove up to `limit` expired entries of any tenant; return how many."""
     removed = 0
-    for (tenant_id,) in await tx.all(EXPIRED_TENANTS, row_limit=_TENANTS_PER_SWEEP):
+    for (tenant_id,) in await tx.all(_EXPIRED_TENANTS, row_limit=_TENANTS_PER_SWEEP):
         await tx.all(LOCK_TENANT_ACCOUNTS, tenant=tenant_id)
-        removed += await tx.run(SWEEP, tenant=tenant_id, row_limit=limit - removed)
+        removed += await tx.run(_SWEEP, tenant=tenant_id, row_limit=limit - removed)
         if removed >= limit:
             break
     return removed

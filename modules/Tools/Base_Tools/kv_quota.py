@@ -70,20 +70,20 @@ def _these(table: Any) -> Any:
 
 
 _ACCOUNTS = select(_U.c.namespace, _U.c.size_bytes).where(_these(_U))
-READ_ACCOUNTS = Statement(_ACCOUNTS)
-LOCK_ACCOUNTS = Statement(_ACCOUNTS.order_by(_U.c.namespace).with_for_update())
+_READ_ACCOUNTS = Statement(_ACCOUNTS)
+_LOCK_ACCOUNTS = Statement(_ACCOUNTS.order_by(_U.c.namespace).with_for_update())
 LOCK_TENANT_ACCOUNTS = Statement(
     select(_U.c.namespace).where(_U.c.tenant_id == _TENANT).order_by(_U.c.namespace).with_for_update()
 )
 #: Says that accounts are in use: an account of no tenant.
-MARK = Statement(
+_MARK = Statement(
     postgresql=postgresql.insert(_U)
     .values(tenant_id=_NOBODY, namespace=_NOBODY, size_bytes=_ZERO, entries=_ZERO)
     .on_conflict_do_nothing()
 )
-IS_MARKED = Statement(select(_U.c.entries).where(_U.c.tenant_id == _NOBODY, _U.c.namespace == _NOBODY))
-STOP_WRITERS = Statement(postgresql=text("LOCK TABLE atlas_kv_entries IN SHARE ROW EXCLUSIVE MODE"))
-OPEN_ALONE = Statement(
+_IS_MARKED = Statement(select(_U.c.entries).where(_U.c.tenant_id == _NOBODY, _U.c.namespace == _NOBODY))
+_STOP_WRITERS = Statement(postgresql=text("LOCK TABLE atlas_kv_entries IN SHARE ROW EXCLUSIVE MODE"))
+_OPEN_ALONE = Statement(
     postgresql=text(
         "SELECT pg_advisory_xact_lock(" + ACCOUNT_LOCK.format(tenant=":tenant", namespace=":space") + ")"
     )
@@ -105,15 +105,15 @@ def _open_account(insert: Any, *, total: bool) -> Any:
     return statement.on_conflict_do_nothing()
 
 
-OPEN_NAMESPACE = Statement(
+_OPEN_NAMESPACE = Statement(
     postgresql=_open_account(postgresql.insert, total=False), sqlite=_open_account(sqlite.insert, total=False)
 )
-OPEN_TOTAL = Statement(
+_OPEN_TOTAL = Statement(
     postgresql=_open_account(postgresql.insert, total=True), sqlite=_open_account(sqlite.insert, total=True)
 )
 _EXPIRED = delete(_E).where(_E.c.tenant_id == _TENANT, _E.c.expires_at <= utc_now())
-PURGE_NAMESPACE = Statement(_EXPIRED.where(_E.c.namespace == _SPACE))
-PURGE_TENANT = Statement(_EXPIRED)
+_PURGE_NAMESPACE = Statement(_EXPIRED.where(_E.c.namespace == _SPACE))
+_PURGE_TENANT = Statement(_EXPIRED)
 
 
 @write
@@ -140,9 +140,9 @@ async def within_limits(
     needed = {name: after[name] - before[name] for name in accounts}
     if any(_passes(name, after, needed, accounts) for name in accounts):
         if _passes(TOTAL, after, needed, accounts):
-            await tx.run(PURGE_TENANT, tenant=tenant_id)
+            await tx.run(_PURGE_TENANT, tenant=tenant_id)
         else:
-            await tx.run(PURGE_NAMESPACE, tenant=tenant_id, space=namespace)
+            await tx.run(_PURGE_NAMESPACE, tenant=tenant_id, space=namespace)
         after = await _read(tx, tenant_id, accounts)
         for name in accounts:
             if _passes(name, after, needed, accounts):
@@ -160,35 +160,35 @@ def _names(accounts: Dict[str, int]) -> Dict[str, str]:
 
 
 async def _read(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Dict[str, int]:
-    return {row[0]: row[1] for row in await tx.all(READ_ACCOUNTS, tenant=tenant_id, **_names(accounts))}
+    return {row[0]: row[1] for row in await tx.all(_READ_ACCOUNTS, tenant=tenant_id, **_names(accounts))}
 
 
 async def _lock(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Optional[Dict[str, int]]:
     """Lock the accounts, opening those that are not there; None when `start_accounts` has to come first."""
     names = _names(accounts)
-    found = {row[0]: row[1] for row in await tx.all(LOCK_ACCOUNTS, tenant=tenant_id, **names)}
+    found = {row[0]: row[1] for row in await tx.all(_LOCK_ACCOUNTS, tenant=tenant_id, **names)}
     missing = sorted(set(accounts) - set(found))
     if not missing:
         return found
     if tx.dialect == "postgresql":
-        if await tx.first(IS_MARKED) is None:
+        if await tx.first(_IS_MARKED) is None:
             return None
         for name in missing:
-            await tx.all(OPEN_ALONE, tenant=tenant_id, space=name)
+            await tx.all(_OPEN_ALONE, tenant=tenant_id, space=name)
     for name in missing:
         if name == TOTAL:
-            await tx.run(OPEN_TOTAL, tenant=tenant_id)
+            await tx.run(_OPEN_TOTAL, tenant=tenant_id)
         else:
-            await tx.run(OPEN_NAMESPACE, tenant=tenant_id, space=name)
-    return {row[0]: row[1] for row in await tx.all(LOCK_ACCOUNTS, tenant=tenant_id, **names)}
+            await tx.run(_OPEN_NAMESPACE, tenant=tenant_id, space=name)
+    return {row[0]: row[1] for row in await tx.all(_LOCK_ACCOUNTS, tenant=tenant_id, **names)}
 
 
 @write
 async def start_accounts(tx: Transaction) -> None:
     """Let every writer of this moment finish, so that all later ones see that accounts are in use. Once per database."""
-    if await tx.first(IS_MARKED) is None:
-        await tx.run(STOP_WRITERS)
-        await tx.run(MARK)
+    if await tx.first(_IS_MARKED) is None:
+        await tx.run(_STOP_WRITERS)
+        await tx.run(_MARK)
 
 
 def _refusal(name: str, limit: int, used: int, needed: int) -> Exception:

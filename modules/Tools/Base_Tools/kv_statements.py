@@ -39,6 +39,39 @@ from modules.storage.schema import Identifier
 from modules.storage.statements import Statement
 from modules.Tools.Base_Tools.kv_models import KeyValueRow
 
+__all__ = [
+    "CLEAR",
+    "CLEAR_BOUND",
+    "CLEAR_EXPIRED",
+    "CLEAR_REST",
+    "CLEAR_REST_EXPIRED",
+    "DELETE",
+    "DELETE_VERSION",
+    "EXISTS",
+    "GET",
+    "GET_BATCH",
+    "GET_BATCH_OF_ONE",
+    "GET_ENTRY",
+    "GET_MANY",
+    "INCREMENT",
+    "LIST_AFTER",
+    "LIST_AFTER_BELOW",
+    "LIST_FROM",
+    "LIST_FROM_BELOW",
+    "LIST_NAMESPACES",
+    "LOCK_ENTRY",
+    "SET",
+    "SET_ABSENT",
+    "SET_BATCH",
+    "SET_BATCH_QUIETLY",
+    "SET_QUIETLY",
+    "SET_VERSION",
+    "TOUCH",
+    "TTL",
+    "after_now",
+    "holds_integer",
+]
+
 _E: Any = KeyValueRow.__table__
 _C = _E.c
 _KEY = [_C.tenant_id, _C.namespace, _C.key]

@@ -34,6 +34,7 @@ from modules.Tools.Base_Tools.kv_repository import ABSENT, KeyValueStore
 
 __all__ = [
     "ABSENT",
+    "AdapterFactory",
     "CounterOverflowError",
     "GlobalQuotaExceededError",
     "InvalidValueTypeError",
@@ -48,6 +49,7 @@ __all__ = [
     "MemoryAdapter",
     "NamespacePage",
     "NamespaceQuotaExceededError",
+    "StoreProvider",
     "ValueSerializationError",
     "available_kv_store_adapters",
     "build_kv_store_service",
