@@ -34,6 +34,16 @@ def _shared(settings: Union[StorageSettings, Mapping[str, Any], None]) -> Storag
         return _instance
 
 
+def _serve_tools(instance: StorageManager) -> None:
+    """Let the key-value tools find the manager's store; they do not import the manager (ARCHITECTURE section 2)."""
+    from modules.Tools.Base_Tools.kv_store import KeyValueStoreAdapter, set_kv_store_provider
+
+    async def provide() -> KeyValueStoreAdapter:
+        return instance.kv
+
+    set_kv_store_provider(provide)
+
+
 def _forget(instance: StorageManager) -> None:
     global _instance
     with _lock:
@@ -59,6 +69,7 @@ async def get_storage_manager(
     except BaseException:
         _forget(instance)
         raise
+    _serve_tools(instance)
     return instance
 
 
@@ -81,6 +92,7 @@ def get_storage_manager_sync(
         except BaseException:
             _forget(instance)
             raise
+    _serve_tools(instance)
     return instance
 
 
@@ -90,4 +102,7 @@ async def reset_storage_manager() -> None:
     with _lock:
         instance, _instance = _instance, None
     if instance is not None:
+        from modules.Tools.Base_Tools.kv_store import set_kv_store_provider
+
+        set_kv_store_provider(None)
         await instance.shutdown()
