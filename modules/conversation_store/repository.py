@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Optional
 
 from modules.conversation_store.conversations import Conversations
+from modules.conversation_store.leases import Leases
+from modules.conversation_store.lifecycle import Lifecycle
 from modules.conversation_store.messages import Messages
 from modules.conversation_store.people import People
 from modules.conversation_store.reading import Reading
 from modules.conversation_store.records import RetentionPolicy
 from modules.conversation_store.search import Search
+from modules.conversation_store.turns import Turns
 from modules.storage.operations import Executor
 from modules.store_common.tenancy import TenantPolicy
 
 __all__ = ["ConversationStore"]
 
 
-class ConversationStore(People, Conversations, Messages, Reading, Search):
+class ConversationStore(People, Conversations, Lifecycle, Messages, Reading, Search, Leases, Turns):
     """Conversations of AI agents: users, sessions, conversations, messages, events, assets.
 
     Args:

@@ -94,8 +94,10 @@ SELECT {_LIST}, m.search_text, r.score FROM ranked r
 JOIN atlas_messages m ON m.tenant_id = :tenant_id AND m.conversation_id = r.conversation_id AND m.sequence = r.sequence
 ORDER BY r.score DESC, m.conversation_id, m.sequence
 """
-# How many messages there are is an estimate unless one conversation is searched; only the weights depend on it.
-_ALL_SIZE = "(SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'atlas_messages'::regclass)"
+# How many messages there are is an estimate unless one conversation is searched; only the weights depend on it. A table
+# that was never analysed has no row count: 400 bytes a message is near enough.
+_ALL_SIZE = """(SELECT greatest(reltuples, pg_relation_size('atlas_messages') / 400)::bigint
+    FROM pg_class WHERE oid = 'atlas_messages'::regclass)"""
 _ONE_SIZE = (
     "(SELECT last_sequence FROM atlas_conversations WHERE tenant_id = :tenant_id AND id = :conversation_id)"
 )
