@@ -82,31 +82,25 @@ END
 KEY_VALUE_POSTGRESQL = [
     """\
 CREATE FUNCTION atlas_kv_usage_insert() RETURNS trigger LANGUAGE plpgsql AS $body$
+DECLARE
+  d record;
 BEGIN
   IF EXISTS (SELECT 1 FROM atlas_kv_usage) THEN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended(d.tenant_id || chr(10) || d.namespace, 7067)) FROM (
+    FOR d IN
       SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
              sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
       FROM (SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
       HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d
-    WHERE NOT EXISTS (SELECT 1 FROM atlas_kv_usage AS u WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace)
-    ORDER BY d.tenant_id, d.namespace;
-    PERFORM 1 FROM atlas_kv_usage AS u
-    WHERE EXISTS (SELECT 1 FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM (SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d WHERE d.tenant_id = u.tenant_id AND d.namespace = u.namespace)
-    ORDER BY u.tenant_id, u.namespace FOR UPDATE;
-    UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
-    FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM (SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      ORDER BY 1, 2
+    LOOP
+      UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      IF NOT FOUND THEN
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended(d.tenant_id || chr(10) || d.namespace, 7067));
+        UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      END IF;
+    END LOOP;
   END IF;
   RETURN NULL;
 END
@@ -118,31 +112,25 @@ REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION atlas_kv_usag
 """,
     """\
 CREATE FUNCTION atlas_kv_usage_update() RETURNS trigger LANGUAGE plpgsql AS $body$
+DECLARE
+  d record;
 BEGIN
   IF EXISTS (SELECT 1 FROM atlas_kv_usage) THEN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended(d.tenant_id || chr(10) || d.namespace, 7067)) FROM (
+    FOR d IN
       SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
              sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
       FROM (SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added UNION ALL SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
       HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d
-    WHERE NOT EXISTS (SELECT 1 FROM atlas_kv_usage AS u WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace)
-    ORDER BY d.tenant_id, d.namespace;
-    PERFORM 1 FROM atlas_kv_usage AS u
-    WHERE EXISTS (SELECT 1 FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM (SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added UNION ALL SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d WHERE d.tenant_id = u.tenant_id AND d.namespace = u.namespace)
-    ORDER BY u.tenant_id, u.namespace FOR UPDATE;
-    UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
-    FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM (SELECT tenant_id, namespace, size_bytes, 1 AS entries FROM added UNION ALL SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      ORDER BY 1, 2
+    LOOP
+      UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      IF NOT FOUND THEN
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended(d.tenant_id || chr(10) || d.namespace, 7067));
+        UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      END IF;
+    END LOOP;
   END IF;
   RETURN NULL;
 END
@@ -154,31 +142,25 @@ REFERENCING OLD TABLE AS removed NEW TABLE AS added FOR EACH STATEMENT EXECUTE F
 """,
     """\
 CREATE FUNCTION atlas_kv_usage_delete() RETURNS trigger LANGUAGE plpgsql AS $body$
+DECLARE
+  d record;
 BEGIN
   IF EXISTS (SELECT 1 FROM atlas_kv_usage) THEN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended(d.tenant_id || chr(10) || d.namespace, 7067)) FROM (
+    FOR d IN
       SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
              sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
       FROM (SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
       HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d
-    WHERE NOT EXISTS (SELECT 1 FROM atlas_kv_usage AS u WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace)
-    ORDER BY d.tenant_id, d.namespace;
-    PERFORM 1 FROM atlas_kv_usage AS u
-    WHERE EXISTS (SELECT 1 FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM (SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d WHERE d.tenant_id = u.tenant_id AND d.namespace = u.namespace)
-    ORDER BY u.tenant_id, u.namespace FOR UPDATE;
-    UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
-    FROM (
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM (SELECT tenant_id, namespace, -size_bytes AS size_bytes, -1 AS entries FROM removed) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    ) AS d WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      ORDER BY 1, 2
+    LOOP
+      UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      IF NOT FOUND THEN
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended(d.tenant_id || chr(10) || d.namespace, 7067));
+        UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+      END IF;
+    END LOOP;
   END IF;
   RETURN NULL;
 END
@@ -194,13 +176,13 @@ SEARCH_SQLITE = [
     "CREATE TABLE IF NOT EXISTS atlas_search_numbers (number INTEGER PRIMARY KEY AUTOINCREMENT, tenant_id VARCHAR NOT NULL, conversation_id VARCHAR NOT NULL, UNIQUE (tenant_id, conversation_id))",
     "CREATE VIRTUAL TABLE atlas_messages_search USING fts5(body, scope, content='', tokenize='@STEMMER@unicode61 remove_diacritics 2')",
     "CREATE TRIGGER atlas_search_numbers_add AFTER INSERT ON atlas_conversations BEGIN INSERT OR IGNORE INTO atlas_search_numbers (tenant_id, conversation_id) VALUES (new.tenant_id, new.id); END",
-    "CREATE TRIGGER atlas_messages_search_add AFTER INSERT ON atlas_messages BEGIN INSERT INTO atlas_messages_search (rowid, body, scope) SELECT ((SELECT number FROM atlas_search_numbers WHERE tenant_id = new.tenant_id AND conversation_id = new.conversation_id) << 31) | new.sequence, substr(coalesce(new.search_text, CASE WHEN json_type(new.content) = 'text' THEN json_extract(new.content, '$') END, ''), 1, 100000), 'q' || hex(new.tenant_id) || 'x' WHERE new.deleted_at IS NULL AND new.status <> 'streaming'; END",
-    "CREATE TRIGGER atlas_messages_search_change AFTER UPDATE OF content, search_text, status, deleted_at ON atlas_messages BEGIN INSERT INTO atlas_messages_search (atlas_messages_search, rowid, body, scope) SELECT 'delete', ((SELECT number FROM atlas_search_numbers WHERE tenant_id = old.tenant_id AND conversation_id = old.conversation_id) << 31) | old.sequence, substr(coalesce(old.search_text, CASE WHEN json_type(old.content) = 'text' THEN json_extract(old.content, '$') END, ''), 1, 100000), 'q' || hex(old.tenant_id) || 'x' WHERE old.deleted_at IS NULL AND old.status <> 'streaming'; INSERT INTO atlas_messages_search (rowid, body, scope) SELECT ((SELECT number FROM atlas_search_numbers WHERE tenant_id = new.tenant_id AND conversation_id = new.conversation_id) << 31) | new.sequence, substr(coalesce(new.search_text, CASE WHEN json_type(new.content) = 'text' THEN json_extract(new.content, '$') END, ''), 1, 100000), 'q' || hex(new.tenant_id) || 'x' WHERE new.deleted_at IS NULL AND new.status <> 'streaming'; END",
-    "CREATE TRIGGER atlas_messages_search_remove AFTER DELETE ON atlas_messages BEGIN INSERT INTO atlas_messages_search (atlas_messages_search, rowid, body, scope) SELECT 'delete', ((SELECT number FROM atlas_search_numbers WHERE tenant_id = old.tenant_id AND conversation_id = old.conversation_id) << 31) | old.sequence, substr(coalesce(old.search_text, CASE WHEN json_type(old.content) = 'text' THEN json_extract(old.content, '$') END, ''), 1, 100000), 'q' || hex(old.tenant_id) || 'x' WHERE old.deleted_at IS NULL AND old.status <> 'streaming'; END",
+    "CREATE TRIGGER atlas_messages_search_add AFTER INSERT ON atlas_messages BEGIN INSERT INTO atlas_messages_search (rowid, body, scope) SELECT ((SELECT number FROM atlas_search_numbers WHERE tenant_id = new.tenant_id AND conversation_id = new.conversation_id) << 31) | new.sequence, substr(coalesce(new.name || ': ', '') || coalesce(new.search_text, CASE WHEN json_type(new.content) = 'text' THEN json_extract(new.content, '$') END, ''), 1, 100000), 'q' || hex(new.tenant_id) || 'x' WHERE new.deleted_at IS NULL AND new.status <> 'streaming'; END",
+    "CREATE TRIGGER atlas_messages_search_change AFTER UPDATE OF content, search_text, status, deleted_at ON atlas_messages BEGIN INSERT INTO atlas_messages_search (atlas_messages_search, rowid, body, scope) SELECT 'delete', ((SELECT number FROM atlas_search_numbers WHERE tenant_id = old.tenant_id AND conversation_id = old.conversation_id) << 31) | old.sequence, substr(coalesce(old.name || ': ', '') || coalesce(old.search_text, CASE WHEN json_type(old.content) = 'text' THEN json_extract(old.content, '$') END, ''), 1, 100000), 'q' || hex(old.tenant_id) || 'x' WHERE old.deleted_at IS NULL AND old.status <> 'streaming'; INSERT INTO atlas_messages_search (rowid, body, scope) SELECT ((SELECT number FROM atlas_search_numbers WHERE tenant_id = new.tenant_id AND conversation_id = new.conversation_id) << 31) | new.sequence, substr(coalesce(new.name || ': ', '') || coalesce(new.search_text, CASE WHEN json_type(new.content) = 'text' THEN json_extract(new.content, '$') END, ''), 1, 100000), 'q' || hex(new.tenant_id) || 'x' WHERE new.deleted_at IS NULL AND new.status <> 'streaming'; END",
+    "CREATE TRIGGER atlas_messages_search_remove AFTER DELETE ON atlas_messages BEGIN INSERT INTO atlas_messages_search (atlas_messages_search, rowid, body, scope) SELECT 'delete', ((SELECT number FROM atlas_search_numbers WHERE tenant_id = old.tenant_id AND conversation_id = old.conversation_id) << 31) | old.sequence, substr(coalesce(old.name || ': ', '') || coalesce(old.search_text, CASE WHEN json_type(old.content) = 'text' THEN json_extract(old.content, '$') END, ''), 1, 100000), 'q' || hex(old.tenant_id) || 'x' WHERE old.deleted_at IS NULL AND old.status <> 'streaming'; END",
 ]
 
 SEARCH_POSTGRESQL = [
-    "ALTER TABLE atlas_messages ADD COLUMN search_vector tsvector GENERATED ALWAYS AS (CASE WHEN deleted_at IS NULL AND status <> 'streaming' THEN to_tsvector('@LANGUAGE@'::regconfig, left(coalesce(search_text, CASE WHEN json_typeof(content) = 'string' THEN content #>> '{}' END, ''), 100000)) END) STORED",
+    "ALTER TABLE atlas_messages ADD COLUMN search_vector tsvector GENERATED ALWAYS AS (CASE WHEN deleted_at IS NULL AND status <> 'streaming' THEN to_tsvector('@LANGUAGE@'::regconfig, left(coalesce(name || ': ', '') || coalesce(search_text, CASE WHEN json_typeof(content) = 'string' THEN content #>> '{}' END, ''), 100000)) END) STORED",
     "CREATE INDEX ix_atlas_messages_search ON atlas_messages USING gin (search_vector)",
 ]
 

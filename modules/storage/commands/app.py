@@ -1,0 +1,22 @@
+"""All commands together. Each room's libraries are loaded when one of its commands runs."""
+
+from __future__ import annotations
+
+import typer
+
+from modules.storage.commands import conversations, data, demo, kv, schema, status
+from modules.storage.commands.invocation import group
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="atlas-storage",
+    help="Look after an ATLAS storage: set it up, look at it, move data in and out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+group(app)
+for room in (schema, status, data, conversations, kv, demo):
+    room.register(app)
