@@ -34,7 +34,7 @@ from modules.store_common.errors import (
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
 
-__all__ = ["ExportReport", "ImportReport", "export_tenant", "import_file", "prune"]
+__all__ = ["ExportReport", "ImportReport", "OnBad", "OnProgress", "export_tenant", "import_file", "prune"]
 
 _FORMAT_VERSION = 1
 _BATCH = 1000

@@ -187,16 +187,23 @@ SEARCH_POSTGRESQL = [
 ]
 
 # Which words are stemmed is part of the index. All texts are made here, of constants: nothing a caller gives becomes SQL.
+# They have no parameters: a colon in them means itself.
 SEARCH = {
     language: {
         "sqlite": [
-            item.replace("@STEMMER@", "porter " if language == "english" else "") for item in SEARCH_SQLITE
+            item.replace("@STEMMER@", "porter " if language == "english" else "").replace(":", r"\:")
+            for item in SEARCH_SQLITE
         ],
-        "postgresql": [item.replace("@LANGUAGE@", language) for item in SEARCH_POSTGRESQL],
+        "postgresql": [
+            item.replace("@LANGUAGE@", language).replace(":", r"\:") for item in SEARCH_POSTGRESQL
+        ],
     }
     for language in LANGUAGES
 }
-KEY_VALUE = {"sqlite": KEY_VALUE_SQLITE, "postgresql": KEY_VALUE_POSTGRESQL}
+KEY_VALUE = {
+    "sqlite": [item.replace(":", r"\:") for item in KEY_VALUE_SQLITE],
+    "postgresql": [item.replace(":", r"\:") for item in KEY_VALUE_POSTGRESQL],
+}
 
 
 def upgrade() -> None:
@@ -208,7 +215,7 @@ def upgrade() -> None:
         )
     _tables()
     for statement in (*SEARCH[language][dialect], *KEY_VALUE[dialect]):
-        op.execute(sa.text(statement.replace(":", "\\:")))  # no parameters: a colon means itself
+        op.execute(sa.text(statement))
 
 
 def _tables() -> None:
