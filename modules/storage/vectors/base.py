@@ -1,0 +1,443 @@
+"""`VectorProvider`: the interface of every vector store, and the part of it that is the same for all.
+
+The public methods check their arguments, find the tenant and know the collections; a provider implements the hooks of
+`VectorEngine`, which get checked values only. See docs/vectors.md, "Write your own provider".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import (
+    Any,
+    Awaitable,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+from modules.storage.opening import run_in_thread
+from modules.storage.vectors.checks import (
+    DEFAULT_NAMESPACE,
+    CollectionSpec,
+    PreparedDocument,
+    check_dimension,
+    check_ids,
+    check_top_k,
+    prepare_documents,
+    prepare_matrix,
+)
+from modules.storage.vectors.engine import Query, VectorEngine
+from modules.storage.vectors.errors import (
+    VectorCollectionError,
+    VectorDimensionError,
+    VectorFilterError,
+    VectorNotFoundError,
+    VectorRateLimitedError,
+    VectorStoreError,
+    VectorUnavailableError,
+)
+from modules.storage.vectors.filters import parse_filter
+from modules.storage.vectors.models import (
+    Capabilities,
+    CollectionInfo,
+    DistanceMetric,
+    SearchResults,
+    Vector,
+    VectorDocument,
+    VectorPage,
+    VectorSearchResult,
+)
+from modules.store_common.cursors import decode_cursor, encode_cursor
+from modules.store_common.errors import InvalidValueError, NotInitializedError, StorageError
+from modules.store_common.tenancy import TenantPolicy
+from modules.store_common.values import check_identifier, encode_json
+
+__all__ = [
+    "Capabilities",
+    "CollectionInfo",
+    "CollectionSpec",
+    "DistanceMetric",
+    "EmbedFunction",
+    "PreparedDocument",
+    "Query",
+    "SearchResults",
+    "VectorCollectionError",
+    "VectorDimensionError",
+    "VectorDocument",
+    "VectorFilterError",
+    "VectorNotFoundError",
+    "VectorPage",
+    "VectorProvider",
+    "VectorRateLimitedError",
+    "VectorSearchResult",
+    "VectorStoreError",
+    "VectorUnavailableError",
+]
+
+#: Makes a vector of a text; a plain function is run in a thread.
+EmbedFunction = Callable[[str], Union[Vector, Awaitable[Vector]]]
+
+
+class VectorProvider(VectorEngine):
+    """A vector store. Construct without I/O, `initialize()`, use, `shutdown()`; all may be repeated.
+
+    Collections belong to a tenant, like documents: two tenants may have different collections of one name.
+
+    Args:
+        tenancy: How the tenant of a call is found.
+    """
+
+    #: By which settings and errors know it.
+    name: ClassVar[str] = ""
+
+    def __init__(self, *, tenancy: Optional[TenantPolicy] = None) -> None:
+        self._tenancy = tenancy if tenancy is not None else TenantPolicy()
+        self._specs: Dict[Tuple[str, str], CollectionSpec] = {}
+
+    # --- lifecycle ----------------------------------------------------------------------------------------------
+
+    async def health_check(self, timeout: float = 5.0) -> bool:
+        """Return whether the store answers within `timeout` seconds. Raises nothing but cancellation."""
+        if not self.is_initialized:
+            return False
+        try:
+            await asyncio.wait_for(self._ping(), timeout)
+        except (StorageError, asyncio.TimeoutError):
+            return False
+        return True
+
+    # --- collections --------------------------------------------------------------------------------------------
+
+    async def create_collection(
+        self,
+        name: str,
+        dimension: int,
+        *,
+        metric: DistanceMetric = DistanceMetric.COSINE,
+        metadata: Optional[Mapping[str, Any]] = None,
+        index: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> CollectionInfo:
+        """Create a collection.
+
+        Args:
+            name: An identifier; any text of one, the provider maps it to what its engine takes.
+            dimension: Numbers in a vector, 1 to 16,000.
+            metric: How nearness is measured.
+            metadata: JSON object kept with the collection.
+            index: Options of the provider; unknown ones are refused.
+            tenant_id: Whose collection.
+
+        Raises:
+            VectorCollectionError: there is one of this name, or the engine cannot have it.
+        """
+        tenant = self._enter(tenant_id)
+        try:
+            chosen = DistanceMetric(metric)
+        except ValueError:
+            raise InvalidValueError(
+                f"the metric must be one of {', '.join(item.value for item in DistanceMetric)}"
+            ) from None
+        given = dict(metadata or {})
+        encode_json(given, "the collection's metadata")
+        spec = CollectionSpec(
+            check_identifier(name, "the collection's name"),
+            check_dimension(dimension),
+            chosen,
+            "",
+            given,
+            dict(index or {}),
+        )
+        created = await self._create_collection(tenant, spec)
+        self._specs[tenant, name] = created
+        return _info(created, 0)
+
+    async def delete_collection(self, name: str, *, tenant_id: Optional[str] = None) -> bool:
+        """Delete a collection of this tenant and its documents; return whether it was there."""
+        tenant = self._enter(tenant_id)
+        self._specs.pop((tenant, name), None)
+        return await self._delete_collection(tenant, check_identifier(name, "the collection's name"))
+
+    async def list_collections(self, *, tenant_id: Optional[str] = None) -> List[CollectionInfo]:
+        """Return this tenant's collections, by name."""
+        tenant = self._enter(tenant_id)
+        found = await self._list_collections(tenant)
+        return [_info(spec, count) for spec, count in sorted(found, key=lambda item: item[0].name)]
+
+    async def get_collection(self, name: str, *, tenant_id: Optional[str] = None) -> Optional[CollectionInfo]:
+        """Return a collection of this tenant, None when there is none of this name."""
+        tenant = self._enter(tenant_id)
+        spec = await self._read_collection(tenant, check_identifier(name, "the collection's name"))
+        return None if spec is None else _info(spec, await self._count(tenant, spec, None, None))
+
+    async def rebuild_index(self, collection: str, *, tenant_id: Optional[str] = None) -> CollectionInfo:
+        """Make the collection's search index anew from its documents; nothing to do where search is exact."""
+        tenant, spec = await self._known(collection, tenant_id)
+        rebuilt = await self._rebuild_index(tenant, spec)
+        self._specs[tenant, collection] = rebuilt
+        return _info(rebuilt, await self._count(tenant, rebuilt, None, None))
+
+    # --- documents ----------------------------------------------------------------------------------------------
+
+    async def upsert(
+        self,
+        collection: str,
+        documents: Iterable[VectorDocument],
+        *,
+        namespace: Optional[str] = None,
+        tenant_id: Optional[str] = None,
+    ) -> int:
+        """Store documents, replacing those with the same id. Of several with one id in one call the last one counts.
+
+        Returns:
+            How many documents were stored.
+
+        Raises:
+            VectorDimensionError, InvalidValueError: one is wrong; none was stored.
+            VectorNotFoundError: there is no such collection.
+        """
+        tenant, spec = await self._known(collection, tenant_id)
+        prepared = prepare_documents(documents, _namespace_or_none(namespace), spec)
+        if prepared:
+            await self._upsert(tenant, spec, prepared)
+        return len(prepared)
+
+    async def delete(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        namespace: Optional[str] = None,
+        tenant_id: Optional[str] = None,
+    ) -> int:
+        """Delete documents by id and return how many were there."""
+        tenant, spec = await self._known(collection, tenant_id)
+        wanted = check_ids(ids)
+        return await self._delete(tenant, spec, _namespace(namespace), wanted) if wanted else 0
+
+    async def delete_where(
+        self,
+        collection: str,
+        filter: Mapping[str, Any],
+        *,
+        namespace: Optional[str] = None,
+        tenant_id: Optional[str] = None,
+    ) -> int:
+        """Delete the documents that pass `filter` and return how many; an empty filter is refused."""
+        tenant, spec = await self._known(collection, tenant_id)
+        tree = parse_filter(filter)
+        if tree is None:
+            raise VectorFilterError(
+                "delete_where needs a filter; clear_namespace deletes everything in a namespace"
+            )
+        return await self._delete_where(tenant, spec, _namespace(namespace), tree)
+
+    async def clear_namespace(
+        self, collection: str, namespace: Optional[str] = None, *, tenant_id: Optional[str] = None
+    ) -> int:
+        """Delete every document in a namespace and return how many there were."""
+        tenant, spec = await self._known(collection, tenant_id)
+        return await self._delete_where(tenant, spec, _namespace(namespace), None)
+
+    async def get(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        namespace: Optional[str] = None,
+        tenant_id: Optional[str] = None,
+    ) -> List[VectorDocument]:
+        """Return the documents of `ids` that are there, in the order of `ids`."""
+        tenant, spec = await self._known(collection, tenant_id)
+        wanted = check_ids(ids)
+        if not wanted:
+            return []
+        found = {item.id: item for item in await self._get(tenant, spec, _namespace(namespace), wanted)}
+        return [found[item] for item in wanted if item in found]
+
+    async def count(
+        self,
+        collection: str,
+        *,
+        namespace: Optional[str] = None,
+        filter: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> int:
+        """Return how many documents there are: in `namespace` (None: in all), passing `filter`."""
+        tenant, spec = await self._known(collection, tenant_id)
+        return await self._count(tenant, spec, _namespace_or_none(namespace), parse_filter(filter))
+
+    async def scroll(
+        self,
+        collection: str,
+        *,
+        limit: int = 100,
+        cursor: Optional[str] = None,
+        namespace: Optional[str] = None,
+        filter: Optional[Mapping[str, Any]] = None,
+        tenant_id: Optional[str] = None,
+    ) -> VectorPage:
+        """Return a page of documents by id; pass `next_cursor` of one page to get the next."""
+        tenant, spec = await self._known(collection, tenant_id)
+        check_top_k(limit, 10_000)
+        place = _namespace(namespace)
+        bound = [collection, place, dict(filter or {})]
+        after = decode_cursor(cursor, tenant, "vectors", 1, filters=bound)
+        items = await self._scroll(
+            tenant, spec, place, parse_filter(filter), None if after is None else after[0], limit + 1
+        )
+        more = len(items) > limit
+        items = items[:limit]
+        return VectorPage(
+            items, encode_cursor(tenant, "vectors", [items[-1].id], filters=bound) if more else None
+        )
+
+    # --- search -------------------------------------------------------------------------------------------------
+
+    async def search(
+        self,
+        collection: str,
+        query_vector: Vector,
+        *,
+        top_k: int = 10,
+        namespace: Optional[str] = None,
+        filter: Optional[Mapping[str, Any]] = None,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        tenant_id: Optional[str] = None,
+    ) -> SearchResults:
+        """Return the documents nearest to `query_vector`, best first, ties by id.
+
+        Args:
+            collection: Name given to `create_collection`.
+            query_vector: Shape (dimension,), finite; need not be normalised.
+            top_k: Documents wanted, 1 to `capabilities.max_top_k`.
+            namespace: Where to look; None: the default namespace.
+            filter: In the language of `filters`; None: all.
+            include_metadata: Return content and metadata.
+            include_vectors: Return the vectors.
+            tenant_id: Whose documents.
+
+        Returns:
+            At most `top_k` results with scores by the formulas of `DistanceMetric`; `complete` is False when the index
+            may have missed matches.
+
+        Raises:
+            VectorDimensionError, VectorFilterError: raised before the store is touched.
+        """
+        results = await self.search_many(
+            collection,
+            [query_vector],
+            top_k=top_k,
+            namespace=namespace,
+            filter=filter,
+            include_metadata=include_metadata,
+            include_vectors=include_vectors,
+            tenant_id=tenant_id,
+        )
+        return results[0]
+
+    async def search_many(
+        self,
+        collection: str,
+        query_vectors: Sequence[Vector],
+        *,
+        top_k: int = 10,
+        namespace: Optional[str] = None,
+        filter: Optional[Mapping[str, Any]] = None,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        tenant_id: Optional[str] = None,
+    ) -> List[SearchResults]:
+        """Answer several queries in one call, each as `search` would; in their order."""
+        tenant, spec = await self._known(collection, tenant_id)
+        tree = parse_filter(filter)
+        check_top_k(top_k, self.capabilities.max_top_k)
+        if len(query_vectors) == 0:
+            return []
+        query = Query(
+            tenant,
+            _namespace(namespace),
+            prepare_matrix(query_vectors, spec, "the query vector"),
+            top_k,
+            tree,
+            include_metadata,
+            include_vectors,
+        )
+        return await self._search(spec, query)
+
+    async def search_by_text(
+        self,
+        collection: str,
+        query_text: str,
+        *,
+        embed_fn: EmbedFunction,
+        top_k: int = 10,
+        namespace: Optional[str] = None,
+        filter: Optional[Mapping[str, Any]] = None,
+        include_metadata: bool = True,
+        include_vectors: bool = False,
+        tenant_id: Optional[str] = None,
+    ) -> SearchResults:
+        """Embed `query_text` and search; `embed_fn` may be async, or a plain function, which runs in a thread."""
+        if not isinstance(query_text, str) or not query_text.strip():
+            raise InvalidValueError("the query text is blank")
+        if inspect.iscoroutinefunction(embed_fn):
+            vector = await embed_fn(query_text)
+        else:
+            vector = await run_in_thread(lambda: embed_fn(query_text))
+            if inspect.isawaitable(vector):
+                vector = await vector
+        return await self.search(
+            collection,
+            vector,
+            top_k=top_k,
+            namespace=namespace,
+            filter=filter,
+            include_metadata=include_metadata,
+            include_vectors=include_vectors,
+            tenant_id=tenant_id,
+        )
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _enter(self, tenant_id: Optional[str]) -> str:
+        if not self.is_initialized:
+            raise NotInitializedError(f"the vector store {self.name}")
+        return self._tenancy.resolve(tenant_id)
+
+    async def _known(self, collection: str, tenant_id: Optional[str]) -> Tuple[str, CollectionSpec]:
+        tenant = self._enter(tenant_id)
+        spec = self._specs.get((tenant, collection))
+        if spec is None:
+            spec = await self._read_collection(tenant, check_identifier(collection, "the collection's name"))
+            if spec is None:
+                raise VectorNotFoundError(
+                    f"there is no vector collection {collection!r}; create_collection makes one"
+                )
+            self._specs[tenant, collection] = spec
+        return tenant, spec
+
+    def _forget(self, tenant_id: str, collection: str) -> None:
+        """Called by a provider that finds a known collection gone (another process deleted it)."""
+        self._specs.pop((tenant_id, collection), None)
+
+
+def _namespace_or_none(namespace: Optional[str]) -> Optional[str]:
+    return None if namespace is None else check_identifier(namespace, "the namespace")
+
+
+def _namespace(namespace: Optional[str]) -> str:
+    return DEFAULT_NAMESPACE if namespace is None else check_identifier(namespace, "the namespace")
+
+
+def _info(spec: CollectionSpec, count: int) -> CollectionInfo:
+    return CollectionInfo(spec.name, spec.dimension, count, spec.metric, spec.index_type, dict(spec.metadata))

@@ -1,0 +1,201 @@
+"""Arguments of the vector stores, checked before any store is touched, so that every provider refuses the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modules.storage.vectors.errors import VectorDimensionError
+from modules.storage.vectors.models import DistanceMetric, Vector, VectorDocument
+from modules.store_common.clock import require_utc
+from modules.store_common.errors import InvalidValueError
+from modules.store_common.ids import new_id
+from modules.store_common.values import JsonText, check_identifier, check_text, encode_json
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "MAX_DIMENSION",
+    "CollectionSpec",
+    "PreparedDocument",
+    "check_dimension",
+    "check_ids",
+    "check_top_k",
+    "prepare_documents",
+    "prepare_matrix",
+    "prepare_vector",
+]
+
+DEFAULT_NAMESPACE = "default"
+# pgvector's limit for a stored vector, https://github.com/pgvector/pgvector#vector-type
+MAX_DIMENSION = 16_000
+MAX_METADATA_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class CollectionSpec:
+    """What a collection is, without its count.
+
+    Attributes:
+        name: As the caller gave it.
+        dimension: Numbers in a vector.
+        metric: How nearness is measured.
+        index_type: What the provider searches with.
+        metadata: JSON object of the caller.
+        options: The provider's own, from `create_collection(index=...)`.
+    """
+
+    name: str
+    dimension: int
+    metric: DistanceMetric
+    index_type: str
+    metadata: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedDocument:
+    """A document that passed every check.
+
+    Attributes:
+        namespace: Resolved.
+        id: Never blank.
+        vector: float32, shape (dimension,).
+        content: Or None.
+        metadata: The object itself.
+        metadata_json: The same as the text that is stored (NUL encoded, see `values`).
+        created_at: UTC; None: the store sets it, and keeps the one it has.
+    """
+
+    namespace: str
+    id: str
+    vector: NDArray[np.float32]
+    content: Optional[str]
+    metadata: Mapping[str, Any]
+    metadata_json: JsonText
+    created_at: Optional[datetime]
+
+
+def check_dimension(dimension: Any) -> int:
+    """Return `dimension` if it is an int of 1 to 16,000."""
+    if (
+        isinstance(dimension, bool)
+        or not isinstance(dimension, (int, np.integer))
+        or not 1 <= dimension <= MAX_DIMENSION
+    ):
+        raise VectorDimensionError(f"a collection's dimension is a whole number of 1 to {MAX_DIMENSION}")
+    return int(dimension)
+
+
+def check_top_k(top_k: Any, limit: int) -> int:
+    """Return `top_k` if it is an int of 1 to `limit`."""
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= limit:
+        raise InvalidValueError(f"top_k is a whole number of 1 to {limit}")
+    return top_k
+
+
+def check_ids(ids: Any) -> List[str]:
+    """Return the ids, each once, in the order given."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InvalidValueError("ids is a list of str")
+    return list(dict.fromkeys(check_identifier(item, "an id") for item in ids))
+
+
+def prepare_vector(vector: Vector, spec: CollectionSpec, what: str) -> NDArray[np.float32]:
+    """Return `vector` as float32 of shape (dimension,).
+
+    Raises:
+        VectorDimensionError: wrong length, NaN or infinity (also when only float32 cannot hold it), or length zero
+            under cosine.
+    """
+    row: NDArray[np.float32] = prepare_matrix([vector], spec, what)[0]
+    return row
+
+
+def prepare_matrix(vectors: Any, spec: CollectionSpec, what: str) -> NDArray[np.float32]:
+    """Return `vectors` as float32 of shape (rows, dimension); raises as `prepare_vector`."""
+    try:
+        with np.errstate(over="ignore"):
+            matrix = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise VectorDimensionError(f"{what} is not {spec.dimension} numbers for each vector") from None
+    if matrix.ndim != 2 or matrix.shape[1] != spec.dimension:
+        shape = "x".join(str(length) for length in matrix.shape[1:]) or "0"
+        raise VectorDimensionError(
+            f"{what} has dimension {shape}; the collection {spec.name!r} has dimension {spec.dimension}"
+        )
+    if not np.isfinite(matrix).all():
+        raise VectorDimensionError(f"{what} holds NaN or infinity (numbers must fit float32)")
+    if spec.metric is DistanceMetric.COSINE and matrix.size and not np.linalg.norm(matrix, axis=1).all():
+        raise VectorDimensionError(f"{what} has length zero, which has no direction; cosine needs one")
+    return np.ascontiguousarray(matrix)
+
+
+def prepare_documents(
+    documents: Iterable[VectorDocument], namespace: Optional[str], spec: CollectionSpec
+) -> List[PreparedDocument]:
+    """Return the documents of an upsert, checked; of several with one id in one namespace the last one is kept.
+
+    Raises:
+        InvalidValueError: names the document by its position.
+    """
+    given = list(documents)
+    for position, document in enumerate(given):
+        if not isinstance(document, VectorDocument):
+            raise InvalidValueError(
+                f"document {position} is a {type(document).__name__}, not a VectorDocument"
+            )
+    if not given:
+        return []
+    matrix = prepare_matrix(_same_length(given, spec), spec, "a document's vector")
+    prepared: Dict[Tuple[str, str], PreparedDocument] = {}
+    for position, (document, vector) in enumerate(zip(given, matrix)):
+        item = _prepare(document, vector, namespace, f"document {position}")
+        prepared.pop((item.namespace, item.id), None)
+        prepared[item.namespace, item.id] = item
+    return list(prepared.values())
+
+
+def _same_length(given: List[VectorDocument], spec: CollectionSpec) -> List[Vector]:
+    for position, document in enumerate(given):
+        try:
+            length = len(document.vector)
+        except TypeError:
+            raise VectorDimensionError(
+                f"document {position} has no vector but a {type(document.vector).__name__}"
+            ) from None
+        if length != spec.dimension:
+            raise VectorDimensionError(
+                f"document {position} has dimension {length}; the collection {spec.name!r} has dimension {spec.dimension}"
+            )
+    return [document.vector for document in given]
+
+
+def _prepare(
+    document: VectorDocument, vector: NDArray[np.float32], namespace: Optional[str], where: str
+) -> PreparedDocument:
+    own = document.namespace
+    if own is not None and namespace is not None and own != namespace:
+        raise InvalidValueError(f"{where} names another namespace than the call")
+    chosen = own if own is not None else namespace
+    if document.content is not None:
+        check_text(document.content, f"the content of {where}")
+    if not isinstance(document.metadata, Mapping):
+        raise InvalidValueError(
+            f"the metadata of {where} is a {type(document.metadata).__name__}, not a mapping"
+        )
+    metadata = dict(document.metadata)
+    return PreparedDocument(
+        namespace=DEFAULT_NAMESPACE if chosen is None else check_identifier(chosen, "a namespace"),
+        id=check_identifier(document.id, f"the id of {where}")
+        if document.id and document.id.strip()
+        else new_id(),
+        vector=vector,
+        content=document.content,
+        metadata=metadata,
+        metadata_json=encode_json(metadata, f"the metadata of {where}", max_bytes=MAX_METADATA_BYTES),
+        created_at=require_utc(document.created_at, f"created_at of {where}"),
+    )
