@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
@@ -27,6 +27,8 @@ __all__ = [
     "prepare_documents",
     "prepare_matrix",
     "prepare_vector",
+    "replace_spec",
+    "require_no_options",
 ]
 
 DEFAULT_NAMESPACE = "default"
@@ -77,6 +79,26 @@ class PreparedDocument:
     metadata: Mapping[str, Any]
     metadata_json: JsonText
     created_at: Optional[datetime]
+
+
+def replace_spec(spec: CollectionSpec, *, index_type: str) -> CollectionSpec:
+    """Return `spec` as it became when it was created."""
+    return replace(spec, index_type=index_type)
+
+
+def require_no_options(spec: CollectionSpec, provider: str, known: Iterable[str] = ()) -> None:
+    """Refuse options of `create_collection(index=...)` that the provider does not know.
+
+    Raises:
+        InvalidValueError: names the first one, and those that are known.
+    """
+    takes = sorted(known)
+    for option in spec.options:
+        if option not in takes:
+            listed = ", ".join(takes) or "none"
+            raise InvalidValueError(
+                f"{str(option)[:60]!r} is not an index option of the vector store {provider}; known: {listed}"
+            )
 
 
 def check_dimension(dimension: Any) -> int:
