@@ -23,14 +23,17 @@ from typing import (
     Union,
 )
 
+import numpy as np
+
 from modules.storage.opening import run_in_thread
 from modules.storage.vectors.checks import (
-    DEFAULT_NAMESPACE,
     CollectionSpec,
     PreparedDocument,
     check_dimension,
     check_ids,
     check_top_k,
+    namespace_of,
+    namespace_or_none,
     prepare_documents,
     prepare_matrix,
 )
@@ -56,7 +59,12 @@ from modules.storage.vectors.models import (
     VectorSearchResult,
 )
 from modules.store_common.cursors import decode_cursor, encode_cursor
-from modules.store_common.errors import InvalidValueError, NotInitializedError, StorageError
+from modules.store_common.errors import (
+    InvalidCursorError,
+    InvalidValueError,
+    NotInitializedError,
+    StorageError,
+)
 from modules.store_common.tenancy import TenantPolicy
 from modules.store_common.values import check_identifier, encode_json
 
@@ -163,8 +171,9 @@ class VectorProvider(VectorEngine):
     async def delete_collection(self, name: str, *, tenant_id: Optional[str] = None) -> bool:
         """Delete a collection of this tenant and its documents; return whether it was there."""
         tenant = self._enter(tenant_id)
-        self._specs.pop((tenant, name), None)
-        return await self._delete_collection(tenant, check_identifier(name, "the collection's name"))
+        known = check_identifier(name, "the collection's name")
+        self._specs.pop((tenant, known), None)
+        return await self._delete_collection(tenant, known)
 
     async def list_collections(self, *, tenant_id: Optional[str] = None) -> List[CollectionInfo]:
         """Return this tenant's collections, by name."""
@@ -205,7 +214,7 @@ class VectorProvider(VectorEngine):
             VectorNotFoundError: there is no such collection.
         """
         tenant, spec = await self._known(collection, tenant_id)
-        prepared = prepare_documents(documents, _namespace_or_none(namespace), spec)
+        prepared = prepare_documents(documents, namespace_or_none(namespace), spec)
         if prepared:
             await self._upsert(tenant, spec, prepared)
         return len(prepared)
@@ -221,7 +230,7 @@ class VectorProvider(VectorEngine):
         """Delete documents by id and return how many were there."""
         tenant, spec = await self._known(collection, tenant_id)
         wanted = check_ids(ids)
-        return await self._delete(tenant, spec, _namespace(namespace), wanted) if wanted else 0
+        return await self._delete(tenant, spec, namespace_of(namespace), wanted) if wanted else 0
 
     async def delete_where(
         self,
@@ -238,14 +247,14 @@ class VectorProvider(VectorEngine):
             raise VectorFilterError(
                 "delete_where needs a filter; clear_namespace deletes everything in a namespace"
             )
-        return await self._delete_where(tenant, spec, _namespace(namespace), tree)
+        return await self._delete_where(tenant, spec, namespace_of(namespace), tree)
 
     async def clear_namespace(
         self, collection: str, namespace: Optional[str] = None, *, tenant_id: Optional[str] = None
     ) -> int:
         """Delete every document in a namespace and return how many there were."""
         tenant, spec = await self._known(collection, tenant_id)
-        return await self._delete_where(tenant, spec, _namespace(namespace), None)
+        return await self._delete_where(tenant, spec, namespace_of(namespace), None)
 
     async def get(
         self,
@@ -260,7 +269,7 @@ class VectorProvider(VectorEngine):
         wanted = check_ids(ids)
         if not wanted:
             return []
-        found = {item.id: item for item in await self._get(tenant, spec, _namespace(namespace), wanted)}
+        found = {item.id: item for item in await self._get(tenant, spec, namespace_of(namespace), wanted)}
         return [found[item] for item in wanted if item in found]
 
     async def count(
@@ -273,7 +282,7 @@ class VectorProvider(VectorEngine):
     ) -> int:
         """Return how many documents there are: in `namespace` (None: in all), passing `filter`."""
         tenant, spec = await self._known(collection, tenant_id)
-        return await self._count(tenant, spec, _namespace_or_none(namespace), parse_filter(filter))
+        return await self._count(tenant, spec, namespace_or_none(namespace), parse_filter(filter))
 
     async def scroll(
         self,
@@ -287,13 +296,14 @@ class VectorProvider(VectorEngine):
     ) -> VectorPage:
         """Return a page of documents by id; pass `next_cursor` of one page to get the next."""
         tenant, spec = await self._known(collection, tenant_id)
-        check_top_k(limit, 10_000)
-        place = _namespace(namespace)
+        check_top_k(limit, 10_000, "limit")
+        place = namespace_of(namespace)
+        tree = parse_filter(filter)
         bound = [collection, place, dict(filter or {})]
         after = decode_cursor(cursor, tenant, "vectors", 1, filters=bound)
-        items = await self._scroll(
-            tenant, spec, place, parse_filter(filter), None if after is None else after[0], limit + 1
-        )
+        if after is not None and not isinstance(after[0], str):
+            raise InvalidCursorError("the cursor is damaged; start again without one")
+        items = await self._scroll(tenant, spec, place, tree, None if after is None else after[0], limit + 1)
         more = len(items) > limit
         items = items[:limit]
         return VectorPage(
@@ -361,11 +371,13 @@ class VectorProvider(VectorEngine):
         tenant, spec = await self._known(collection, tenant_id)
         tree = parse_filter(filter)
         check_top_k(top_k, self.capabilities.max_top_k)
+        if not isinstance(query_vectors, (list, tuple, np.ndarray)):
+            raise VectorDimensionError("the query vectors are a list of vectors or a matrix")
         if len(query_vectors) == 0:
             return []
         query = Query(
             tenant,
-            _namespace(namespace),
+            namespace_of(namespace),
             prepare_matrix(query_vectors, spec, "the query vector"),
             top_k,
             tree,
@@ -416,9 +428,10 @@ class VectorProvider(VectorEngine):
 
     async def _known(self, collection: str, tenant_id: Optional[str]) -> Tuple[str, CollectionSpec]:
         tenant = self._enter(tenant_id)
+        check_identifier(collection, "the collection's name")
         spec = self._specs.get((tenant, collection))
         if spec is None:
-            spec = await self._read_collection(tenant, check_identifier(collection, "the collection's name"))
+            spec = await self._read_collection(tenant, collection)
             if spec is None:
                 raise VectorNotFoundError(
                     f"there is no vector collection {collection!r}; create_collection makes one"
@@ -429,14 +442,6 @@ class VectorProvider(VectorEngine):
     def _forget(self, tenant_id: str, collection: str) -> None:
         """Called by a provider that finds a known collection gone (another process deleted it)."""
         self._specs.pop((tenant_id, collection), None)
-
-
-def _namespace_or_none(namespace: Optional[str]) -> Optional[str]:
-    return None if namespace is None else check_identifier(namespace, "the namespace")
-
-
-def _namespace(namespace: Optional[str]) -> str:
-    return DEFAULT_NAMESPACE if namespace is None else check_identifier(namespace, "the namespace")
 
 
 def _info(spec: CollectionSpec, count: int) -> CollectionInfo:

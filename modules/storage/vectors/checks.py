@@ -24,6 +24,8 @@ __all__ = [
     "check_dimension",
     "check_ids",
     "check_top_k",
+    "namespace_of",
+    "namespace_or_none",
     "prepare_documents",
     "prepare_matrix",
     "prepare_vector",
@@ -112,11 +114,21 @@ def check_dimension(dimension: Any) -> int:
     return int(dimension)
 
 
-def check_top_k(top_k: Any, limit: int) -> int:
+def check_top_k(top_k: Any, limit: int, what: str = "top_k") -> int:
     """Return `top_k` if it is an int of 1 to `limit`."""
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= limit:
-        raise InvalidValueError(f"top_k is a whole number of 1 to {limit}")
+        raise InvalidValueError(f"{what} is a whole number of 1 to {limit}")
     return top_k
+
+
+def namespace_or_none(namespace: Optional[str]) -> Optional[str]:
+    """Return the namespace of a call, checked; None for None."""
+    return None if namespace is None else check_identifier(namespace, "the namespace")
+
+
+def namespace_of(namespace: Optional[str]) -> str:
+    """Return the namespace of a call, checked; the default one for None."""
+    return DEFAULT_NAMESPACE if namespace is None else check_identifier(namespace, "the namespace")
 
 
 def check_ids(ids: Any) -> List[str]:
@@ -140,18 +152,28 @@ def prepare_vector(vector: Vector, spec: CollectionSpec, what: str) -> NDArray[n
 def prepare_matrix(vectors: Any, spec: CollectionSpec, what: str) -> NDArray[np.float32]:
     """Return `vectors` as float32 of shape (rows, dimension); raises as `prepare_vector`."""
     try:
-        with np.errstate(over="ignore"):
-            matrix = np.asarray(vectors, dtype=np.float32)
+        given = np.asarray(vectors)
     except (TypeError, ValueError, OverflowError):
         raise VectorDimensionError(f"{what} is not {spec.dimension} numbers for each vector") from None
+    if given.dtype.kind not in "fiub" and given.size:
+        raise VectorDimensionError(
+            f"{what} is not {spec.dimension} numbers for each vector, but {given.dtype.name}"
+        )
+    with np.errstate(over="ignore"):
+        matrix = given.astype(np.float32, copy=False)
     if matrix.ndim != 2 or matrix.shape[1] != spec.dimension:
         shape = "x".join(str(length) for length in matrix.shape[1:]) or "0"
         raise VectorDimensionError(
             f"{what} has dimension {shape}; the collection {spec.name!r} has dimension {spec.dimension}"
         )
-    if not np.isfinite(matrix).all():
-        raise VectorDimensionError(f"{what} holds NaN or infinity (numbers must fit float32)")
-    if spec.metric is DistanceMetric.COSINE and matrix.size and not np.linalg.norm(matrix, axis=1).all():
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(matrix, axis=1)
+    if not np.isfinite(lengths).all():
+        # engines square in float32 as well: what overflows here would be infinity or NaN there
+        raise VectorDimensionError(
+            f"{what} holds NaN or infinity (numbers, and the vector's squared length, must fit float32)"
+        )
+    if spec.metric is DistanceMetric.COSINE and not lengths.all():
         raise VectorDimensionError(f"{what} has length zero, which has no direction; cosine needs one")
     return np.ascontiguousarray(matrix)
 
@@ -164,6 +186,8 @@ def prepare_documents(
     Raises:
         InvalidValueError: names the document by its position.
     """
+    if isinstance(documents, (str, bytes)) or not isinstance(documents, Iterable):
+        raise InvalidValueError("documents is a list of VectorDocument")
     given = list(documents)
     for position, document in enumerate(given):
         if not isinstance(document, VectorDocument):
@@ -179,6 +203,10 @@ def prepare_documents(
         prepared.pop((item.namespace, item.id), None)
         prepared[item.namespace, item.id] = item
     return list(prepared.values())
+
+
+def _is_blank(given: Any) -> bool:
+    return given is None or (isinstance(given, str) and not given.strip())
 
 
 def _same_length(given: List[VectorDocument], spec: CollectionSpec) -> List[Vector]:
@@ -212,9 +240,7 @@ def _prepare(
     metadata = dict(document.metadata)
     return PreparedDocument(
         namespace=DEFAULT_NAMESPACE if chosen is None else check_identifier(chosen, "a namespace"),
-        id=check_identifier(document.id, f"the id of {where}")
-        if document.id and document.id.strip()
-        else new_id(),
+        id=new_id() if _is_blank(document.id) else check_identifier(document.id, f"the id of {where}"),
         vector=vector,
         content=document.content,
         metadata=metadata,
