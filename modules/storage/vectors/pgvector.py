@@ -1,0 +1,603 @@
+"""The vector store on PostgreSQL with pgvector: one table for each kind of collection, on the pool of the other stores.
+
+Give it the executor of a unit of work (or `provider.within(executor)`) and its writes join that transaction. Its rooms:
+`pgvector_options` (names, options), `pgvector_schema` (registry, tables), `pgvector_statements`, `pgvector_filters`,
+`pgvector_codec` (vectors on the wire), `pgvector_search` (how a search is answered), `pgvector_index` (build, recall).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, AsyncIterator, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+from modules.storage.operations import Executor, Transaction, read, write
+from modules.storage.statements import Row
+from modules.storage.vectors import pgvector_schema as schema
+from modules.storage.vectors.base import VectorProvider
+from modules.storage.vectors.checks import (
+    CollectionSpec,
+    PreparedDocument,
+    prepare_matrix,
+    require_no_options,
+)
+from modules.storage.vectors.engine import Query
+from modules.storage.vectors.errors import VectorNotFoundError, VectorUnavailableError
+from modules.storage.vectors.filters import Filter
+from modules.storage.vectors.models import (
+    Capabilities,
+    DistanceMetric,
+    SearchResults,
+    Vector,
+    VectorDocument,
+)
+from modules.storage.vectors.pgvector_codec import pack_vectors, prepare_connection, unpack_vector
+from modules.storage.vectors.pgvector_filters import BoundFilter, bind_filter, search_text
+from modules.storage.vectors.pgvector_index import (
+    IndexState,
+    RecallReport,
+    between,
+    build_index,
+    drop_index,
+    measure_recall,
+    sample_vectors,
+)
+from modules.storage.vectors.pgvector_options import OPTION_NAMES, IndexOptions, index_options
+from modules.storage.vectors.pgvector_search import (
+    Plan,
+    Scopes,
+    make_results,
+    search_exactly,
+    search_index,
+    search_index_forced,
+)
+from modules.storage.vectors.pgvector_statements import CollectionStatements
+from modules.storage.vectors.registry import register_vector_provider
+from modules.store_common.errors import (
+    DeadlineExceededError,
+    InvalidValueError,
+    NotConfiguredError,
+    StatementError,
+    StorageError,
+    UnavailableError,
+)
+from modules.store_common.tenancy import TenantPolicy
+from modules.store_common.values import encode_text
+
+__all__ = ["IndexOptions", "IndexState", "PgvectorProvider", "RecallReport"]
+
+logger = logging.getLogger(__name__)
+
+# Rows of one statement: about 3 MB of vectors, measured best at 384 and 1,536 dimensions.
+_NUMBERS_PER_STATEMENT = 768_000
+_MAX_ROWS_PER_STATEMENT = 2_000
+# How long what the registry said of a collection is believed; another process may have built or dropped its index.
+_BELIEVED_S = 30.0
+
+
+@register_vector_provider("pgvector")
+class PgvectorProvider(VectorProvider):
+    """Vectors in PostgreSQL.
+
+    Args:
+        executor: A PostgreSQL pool's, or a unit of work's.
+        tenancy: How the tenant of a call is found.
+        index: Options of collections whose creation names none.
+        auto_build: Let a search start the index of a collection that has outgrown exact search, in the background.
+        build_threshold: Rows from which on it does.
+        build_quiet_s: Seconds without an upsert of ours before it does, so that a load is over first.
+        build_memory_mb: `maintenance_work_mem` of a build.
+        build_timeout_s: How long a build may take.
+    """
+
+    name = "pgvector"
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        tenancy: Optional[TenantPolicy] = None,
+        index: Optional[IndexOptions] = None,
+        auto_build: bool = True,
+        build_threshold: int = 20_000,
+        build_quiet_s: float = 5.0,
+        build_memory_mb: int = 512,
+        build_timeout_s: float = 3600.0,
+    ) -> None:
+        super().__init__(tenancy=tenancy)
+        self._executor = executor
+        self._defaults = index
+        self._auto_build = auto_build
+        self._build_threshold = build_threshold
+        self._build_quiet_s = build_quiet_s
+        self._build_memory_mb = build_memory_mb
+        self._build_timeout_s = build_timeout_s
+        self._schema: Optional[str] = None
+        self._tables: Dict[str, CollectionStatements] = {}
+        self._states: Dict[str, IndexState] = {}
+        self._believed_until: Dict[Tuple[str, str], float] = {}
+        self._scopes = Scopes()
+        self._builds: Dict[str, asyncio.Task[None]] = {}
+        self._build_after: Dict[str, float] = {}
+
+    def within(self, executor: Executor) -> PgvectorProvider:
+        """Return an open provider on another executor, to join a unit of work's transaction; it need not be closed."""
+        self._enter_open()
+        joined = PgvectorProvider(
+            executor,
+            tenancy=self._tenancy,
+            index=self._defaults,
+            auto_build=False,
+            build_memory_mb=self._build_memory_mb,
+            build_timeout_s=self._build_timeout_s,
+        )
+        joined._schema = self._schema
+        return joined
+
+    # --- lifecycle ----------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Approximate once a collection is large; filters, transactions and consistency are PostgreSQL's."""
+        return Capabilities(
+            exact_search=False,
+            native_filters=True,
+            transactional=True,
+            immediately_consistent=True,
+            persistent=True,
+        )
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it is open."""
+        return self._schema is not None
+
+    async def initialize(self) -> None:
+        """Make the extension and the registry where they are missing.
+
+        Raises:
+            NotConfiguredError: the database is not PostgreSQL, or pgvector is absent or older than 0.8.
+            PermissionDeniedError: the extension is missing and the role may not create it.
+        """
+        if self._schema is not None:
+            return
+        if self._executor.dialect != "postgresql":
+            raise NotConfiguredError("the vector store pgvector needs PostgreSQL; set sql.url, or vectors.backend")
+        self._schema = await self._run(schema.open_database)
+
+    async def shutdown(self) -> None:
+        """End builds that are under way and forget what is known; the executor is its owner's."""
+        self._schema = None
+        builds, self._builds = list(self._builds.values()), {}
+        for build in builds:
+            build.cancel()
+        await asyncio.gather(*builds, return_exceptions=True)
+        self._specs.clear()
+        self._states.clear()
+
+    async def _ping(self) -> None:
+        await self._run(schema.read_registration, "", "")
+
+    async def _run(self, operation: Any, *args: Any) -> Any:
+        try:
+            return await self._executor.run(operation, *args)
+        except (UnavailableError, DeadlineExceededError) as exc:
+            raise VectorUnavailableError(f"the vector store pgvector did not answer: {exc}") from exc
+
+    async def _run_on(self, tenant_id: str, spec: CollectionSpec, operation: Any, *args: Any) -> Any:
+        """Run an operation on a collection's table; that it is gone is known by PostgreSQL's 42P01."""
+        try:
+            return await self._run(operation, *args)
+        except StatementError as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != "42P01":
+                raise
+            raise self._gone(tenant_id, spec) from exc
+
+    def _gone(self, tenant_id: str, spec: CollectionSpec) -> VectorNotFoundError:
+        self._forget(tenant_id, spec.name)
+        return VectorNotFoundError(f"there is no vector collection {spec.name!r} any more; create_collection makes one")
+
+    def _enter_open(self) -> str:
+        self._enter(None if self._tenancy is None else "default") if self._schema is None else None
+        return str(self._schema)
+
+    # --- collections --------------------------------------------------------------------------------------------
+
+    async def _create_collection(self, tenant_id: str, spec: CollectionSpec) -> CollectionSpec:
+        require_no_options(spec, self.name, OPTION_NAMES)
+        options = index_options(spec.options, spec.dimension, self._defaults)
+        return self._learn(tenant_id, await self._run(schema.create_collection, tenant_id, spec, options))
+
+    async def _delete_collection(self, tenant_id: str, name: str) -> bool:
+        gone: bool = await self._run(schema.delete_collection, tenant_id, name)
+        return gone
+
+    async def _read_collection(self, tenant_id: str, name: str) -> Optional[CollectionSpec]:
+        row = await self._run(schema.read_registration, tenant_id, name)
+        return None if row is None else self._learn(tenant_id, row)
+
+    async def _list_collections(self, tenant_id: str) -> List[Tuple[CollectionSpec, int]]:
+        specs = [self._learn(tenant_id, row) for row in await self._run(schema.list_registrations, tenant_id)]
+        found = []
+        for spec in specs:
+            try:
+                found.append((spec, await self._count(tenant_id, spec, None, None)))
+            except VectorNotFoundError:
+                # deleted since the registry was read
+                continue
+        return found
+
+    def _learn(self, tenant_id: str, row: Row) -> CollectionSpec:
+        """Return the collection that a row of the registry describes, and remember its table and index."""
+        name, physical, dimension, metric, options, metadata, state = row
+        chosen = IndexOptions(**{**options, "index_metadata": tuple(options["index_metadata"])})
+        if physical not in self._tables:
+            self._tables[physical] = CollectionStatements(physical, dimension, DistanceMetric(metric), chosen)
+        known = self._states[physical] = IndexState.from_json(state)
+        self._believed_until[tenant_id, name] = time.monotonic() + _BELIEVED_S
+        kind = chosen.type if known.index else "exact"
+        return CollectionSpec(
+            name, dimension, DistanceMetric(metric), kind, metadata, {**options, "physical": physical}
+        )
+
+    def _table(self, spec: CollectionSpec) -> CollectionStatements:
+        return self._tables[str(spec.options["physical"])]
+
+    # --- documents ----------------------------------------------------------------------------------------------
+
+    async def _upsert(
+        self, tenant_id: str, spec: CollectionSpec, documents: Sequence[PreparedDocument]
+    ) -> None:
+        table = self._table(spec)
+        # one order for all, so that two upserts of the same ids do not lock each other out
+        ordered = sorted(documents, key=lambda item: (item.namespace, item.id))
+        size = max(1, min(_MAX_ROWS_PER_STATEMENT, _NUMBERS_PER_STATEMENT // spec.dimension))
+        parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        operation = _upsert_part if len(parts) == 1 else _upsert_parts
+        given: Any = parts[0] if len(parts) == 1 else parts
+        stored = await self._run_on(
+            tenant_id, spec, operation, self._enter_open(), table, tenant_id, spec.name, given
+        )
+        if not stored:
+            raise self._gone(tenant_id, spec)
+        self._build_after[table.physical] = time.monotonic() + self._build_quiet_s
+
+    async def _delete(self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]) -> int:
+        deleted: int = await self._run_on(
+            tenant_id, spec, _delete_ids, self._table(spec), tenant_id, namespace, list(ids)
+        )
+        return deleted
+
+    async def _delete_where(
+        self, tenant_id: str, spec: CollectionSpec, namespace: str, tree: Optional[Filter]
+    ) -> int:
+        table = self._table(spec)
+        deleted: int = await self._run_on(
+            tenant_id, spec, _delete_where, table, tenant_id, namespace, _bind(table, tree)
+        )
+        return deleted
+
+    async def _get(
+        self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]
+    ) -> List[VectorDocument]:
+        rows = await self._run_on(tenant_id, spec, _get, self._table(spec), tenant_id, namespace, list(ids))
+        return [_document(row) for row in rows]
+
+    async def _count(
+        self, tenant_id: str, spec: CollectionSpec, namespace: Optional[str], tree: Optional[Filter]
+    ) -> int:
+        table = self._table(spec)
+        counted: int = await self._run_on(
+            tenant_id, spec, _count, table, tenant_id, namespace, _bind(table, tree)
+        )
+        return counted
+
+    async def _scroll(
+        self,
+        tenant_id: str,
+        spec: CollectionSpec,
+        namespace: str,
+        tree: Optional[Filter],
+        after_id: Optional[str],
+        limit: int,
+    ) -> List[VectorDocument]:
+        table = self._table(spec)
+        rows = await self._run_on(
+            tenant_id, spec, _scroll, table, tenant_id, namespace, _bind(table, tree), after_id, limit
+        )
+        return [_document(row) for row in rows]
+
+    # --- search -------------------------------------------------------------------------------------------------
+
+    async def _search(self, spec: CollectionSpec, query: Query) -> List[SearchResults]:
+        table = self._table(spec)
+        state = await self._current_state(query.tenant_id, spec)
+        plan = Plan(self._enter_open(), table, query, _bind(table, query.filter), state)
+        self._build_if_grown(query.tenant_id, spec, state)
+        results = []
+        for vector, packed in zip(query.vectors, pack_vectors(query.vectors)):
+            rows, reason = await self._search_one(spec, plan, packed)
+            results.append(make_results(plan, vector, rows, reason))
+        return results
+
+    async def _search_one(self, spec: CollectionSpec, plan: Plan, packed: bytes) -> Tuple[List[Row], str]:
+        tenant = plan.query.tenant_id
+
+        async def run(operation: Any, *args: Any) -> Any:
+            return await self._run_on(tenant, spec, operation, plan, packed, *args)
+
+        if plan.always_exact:
+            return await run(search_exactly, False), ""
+        scope = (plan.table.physical, tenant, plan.query.namespace, plan.query.filter)
+        if not self._scopes.is_large(scope):
+            few = await run(search_exactly, True)
+            if few is not None:
+                return few, ""
+            self._scopes.found_large(scope)
+        rows = await run(search_index if plan.bound is None else search_index_forced)
+        if len(rows) < plan.query.top_k:
+            return await run(search_exactly, False), ""
+        return rows, plan.doubt
+
+    async def _current_state(self, tenant_id: str, spec: CollectionSpec) -> IndexState:
+        physical = str(spec.options["physical"])
+        if self._believed_until.get((tenant_id, spec.name), 0.0) < time.monotonic():
+            fresh = await self._read_collection(tenant_id, spec.name)
+            if fresh is None or fresh.options["physical"] != physical:
+                raise self._gone(tenant_id, spec)
+            self._specs[tenant_id, spec.name] = fresh
+        return self._states[physical]
+
+    # --- index --------------------------------------------------------------------------------------------------
+
+    async def _rebuild_index(self, tenant_id: str, spec: CollectionSpec) -> CollectionSpec:
+        table = self._table(spec)
+        if table.options.type == "none":
+            return spec
+        started = time.monotonic()
+        try:
+            state = await build_index(
+                self._executor, table, self._build_memory_mb, self._build_timeout_s
+            )
+        except (UnavailableError, DeadlineExceededError) as exc:
+            raise VectorUnavailableError("the index was not built: PostgreSQL did not answer in time") from exc
+        except StatementError as exc:
+            raise self._gone(tenant_id, spec) from exc
+        logger.info(
+            "storage.vectors.index_built",
+            extra={
+                "backend": "pgvector",
+                "entity_id": table.physical,
+                "count": state.rows,
+                "duration_ms": round((time.monotonic() - started) * 1000),
+            },
+        )
+        await self._measured(tenant_id, spec, state, None, 30, adapt=True)
+        return replace(spec, index_type=table.options.type)
+
+    async def recall(
+        self,
+        collection: str,
+        sample: int = 50,
+        *,
+        top_k: int = 10,
+        queries: Optional[Sequence[Vector]] = None,
+        adapt: bool = True,
+        tenant_id: Optional[str] = None,
+    ) -> RecallReport:
+        """Measure the index against exact search, and adapt the effort of searches to the collection's target.
+
+        Args:
+            collection: Name.
+            sample: How many queries are made of stored vectors, 1 to 1,000.
+            top_k: How many of the nearest are compared.
+            queries: Real queries, shape (n, dimension), instead of made ones.
+            adapt: False measures what is in use and changes nothing.
+            tenant_id: Whose.
+        """
+        tenant, spec = await self._known(collection, tenant_id)
+        if isinstance(sample, bool) or not isinstance(sample, int) or not 1 <= sample <= 1000:
+            raise InvalidValueError("sample is a whole number of 1 to 1000")
+        state = await self._current_state(tenant, spec)
+        if not state.index:
+            return RecallReport(1.0, 1.0, 0, state)
+        return await self._measured(tenant, spec, state, queries, sample, adapt=adapt, top_k=top_k)
+
+    async def _measured(
+        self,
+        tenant_id: str,
+        spec: CollectionSpec,
+        state: IndexState,
+        queries: Optional[Sequence[Vector]],
+        sample: int,
+        *,
+        adapt: bool,
+        top_k: int = 10,
+    ) -> RecallReport:
+        table, where = self._table(spec), self._enter_open()
+        if queries is None:
+            drawn = await self._run_on(tenant_id, spec, sample_vectors, where, table, tenant_id, sample)
+            matrix = between(drawn) if drawn else np.empty((0, spec.dimension), dtype=np.float32)
+        else:
+            matrix = prepare_matrix(queries, spec, "the query vector")
+        if len(matrix):
+            state = await measure_recall(
+                self._executor, where, table, tenant_id, state, matrix, top_k=top_k, adapt=adapt
+            )
+        await self._run(schema.save_state, table.physical, dict(state.to_json()))
+        self._states[table.physical] = state
+        recall = 1.0 if state.recall is None else state.recall
+        filtered = 1.0 if state.filtered_recall is None else state.filtered_recall
+        return RecallReport(recall, filtered, len(matrix), state)
+
+    async def index_state(self, collection: str, *, tenant_id: Optional[str] = None) -> IndexState:
+        """Return what is known of a collection's index now."""
+        tenant, spec = await self._known(collection, tenant_id)
+        self._believed_until.pop((tenant, collection), None)
+        return await self._current_state(tenant, spec)
+
+    @asynccontextmanager
+    async def bulk_load(self, collection: str, *, tenant_id: Optional[str] = None) -> AsyncIterator[None]:
+        """Load many documents inside the block: without the index, which is built when the block ends well.
+
+        With an HNSW index in place PostgreSQL takes some hundred new rows a second, without it some ten thousand.
+        Searches meanwhile are exact.
+        """
+        tenant, spec = await self._known(collection, tenant_id)
+        table = self._table(spec)
+        await self._run_on(tenant, spec, drop_index, table)
+        await self._run(schema.save_state, table.physical, {})
+        self._states[table.physical] = IndexState()
+        self._build_after[table.physical] = float("inf")
+        try:
+            yield
+        finally:
+            self._build_after.pop(table.physical, None)
+        await self.rebuild_index(collection, tenant_id=tenant)
+
+    def _build_if_grown(self, tenant_id: str, spec: CollectionSpec, state: IndexState) -> None:
+        table = self._table(spec)
+        now = time.monotonic()
+        if state.index or not self._auto_build or table.options.type == "none" or table.physical in self._builds:
+            return
+        if self._build_after.get(table.physical, 0.0) > now:
+            return
+        # whether it has grown is looked at once in a while, not at each search
+        self._build_after[table.physical] = now + 2 * self._build_quiet_s
+        build = asyncio.ensure_future(self._build_grown(tenant_id, spec))
+        self._builds[table.physical] = build
+        build.add_done_callback(lambda _: self._builds.pop(table.physical, None))
+
+    async def _build_grown(self, tenant_id: str, spec: CollectionSpec) -> None:
+        try:
+            if await self._count(tenant_id, spec, None, None) >= self._build_threshold:
+                rebuilt = await self._rebuild_index(tenant_id, spec)
+                if (tenant_id, spec.name) in self._specs:
+                    self._specs[tenant_id, spec.name] = rebuilt
+        except StorageError:
+            logger.exception(
+                "storage.vectors.index_not_built",
+                extra={"backend": "pgvector", "entity_id": self._table(spec).physical},
+            )
+
+
+def _bind(table: CollectionStatements, tree: Optional[Filter]) -> Optional[BoundFilter]:
+    return None if tree is None else bind_filter(tree, table.indexed)
+
+
+def _document(row: Row) -> VectorDocument:
+    return VectorDocument(
+        id=row[0],
+        namespace=row[1],
+        created_at=row[2],
+        content=row[3],
+        metadata=row[4],
+        vector=unpack_vector(row[5]),
+    )
+
+
+def _columns(documents: Sequence[PreparedDocument]) -> Mapping[str, Any]:
+    return {
+        "namespaces": [item.namespace for item in documents],
+        "ids": [item.id for item in documents],
+        "vectors": pack_vectors(np.stack([item.vector for item in documents])),
+        "contents": [encode_text(item.content) for item in documents],
+        "metadata": [item.metadata_json for item in documents],
+        "searches": [search_text(item.metadata, item.metadata_json) for item in documents],
+        "created": [item.created_at for item in documents],
+    }
+
+
+@write(atomic=False)
+async def _upsert_part(
+    tx: Transaction,
+    where: str,
+    table: CollectionStatements,
+    tenant_id: str,
+    name: str,
+    documents: Sequence[PreparedDocument],
+) -> int:
+    await prepare_connection(tx, where)
+    return await tx.run(
+        table.upsert, tenant=tenant_id, name=name, physical=table.physical, **_columns(documents)
+    )
+
+
+@write
+async def _upsert_parts(
+    tx: Transaction,
+    where: str,
+    table: CollectionStatements,
+    tenant_id: str,
+    name: str,
+    parts: Sequence[Sequence[PreparedDocument]],
+) -> int:
+    stored = 0
+    for part in parts:
+        stored = await _upsert_part(tx, where, table, tenant_id, name, part)
+        if not stored:
+            return 0
+    return stored
+
+
+@write(atomic=False)
+async def _delete_ids(
+    tx: Transaction, table: CollectionStatements, tenant_id: str, namespace: str, ids: List[str]
+) -> int:
+    return await tx.run(table.delete_ids, tenant=tenant_id, space=namespace, ids=ids)
+
+
+@write(atomic=False)
+async def _delete_where(
+    tx: Transaction,
+    table: CollectionStatements,
+    tenant_id: str,
+    namespace: str,
+    bound: Optional[BoundFilter],
+) -> int:
+    filters = {} if bound is None else bound.params
+    return await tx.run(table.delete_where(bound), tenant=tenant_id, space=namespace, **filters)
+
+
+@read
+async def _get(
+    tx: Transaction, table: CollectionStatements, tenant_id: str, namespace: str, ids: List[str]
+) -> List[Row]:
+    return await tx.all(table.get, tenant=tenant_id, space=namespace, ids=ids)
+
+
+@read
+async def _count(
+    tx: Transaction,
+    table: CollectionStatements,
+    tenant_id: str,
+    namespace: Optional[str],
+    bound: Optional[BoundFilter],
+) -> int:
+    filters: Dict[str, Any] = {} if bound is None else dict(bound.params)
+    if namespace is not None:
+        filters["space"] = namespace
+    row = await tx.one(table.count(bound, space=namespace is not None), tenant=tenant_id, **filters)
+    return int(row[0])
+
+
+@read
+async def _scroll(
+    tx: Transaction,
+    table: CollectionStatements,
+    tenant_id: str,
+    namespace: str,
+    bound: Optional[BoundFilter],
+    after_id: Optional[str],
+    limit: int,
+) -> List[Row]:
+    filters: Dict[str, Any] = {} if bound is None else dict(bound.params)
+    if after_id is not None:
+        filters["after"] = after_id
+    statement = table.scroll(bound, after=after_id is not None)
+    return await tx.all(statement, tenant=tenant_id, space=namespace, row_limit=limit, **filters)

@@ -1,0 +1,343 @@
+"""The index of a collection's table: built after the rows, with progress in the log; its recall measured and answered for.
+
+An approximate index finds what it finds. So each build is followed by a measurement against exact search, on queries
+between the stored vectors, and the effort of a search (`hnsw.ef_search`, `ivfflat.probes`) is raised until the target is
+met. Where no effort meets it, the collection is searched exactly while it is small enough for that; above, results say
+that they are not complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, List, Mapping, Optional, Sequence, Set, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import LargeBinary, Text, text
+from sqlalchemy.types import BigInteger
+
+from modules.storage.operations import Executor, Operation, Transaction, read, write
+from modules.storage.statements import Statement
+from modules.storage.vectors.pgvector_codec import pack_vectors, prepare_connection, unpack_vector
+from modules.storage.vectors.pgvector_options import quote_identifier
+from modules.store_common.deadlines import deadline_after
+from modules.store_common.errors import StorageError, StorageFullError
+from modules.store_common.ids import new_id
+
+if TYPE_CHECKING:
+    from modules.storage.vectors.pgvector_statements import CollectionStatements
+
+__all__ = ["IndexState", "RecallReport", "build_index", "drop_index", "efforts", "measure_recall", "sample_vectors"]
+
+logger = logging.getLogger(__name__)
+
+#: Filtered searches through the index shall find this share of the true nearest.
+FILTERED_TARGET = 0.95
+#: Above so many stored numbers a search does not fall back to looking at every row for the sake of recall.
+EXACT_NUMBERS = 100_000_000
+# Source: pgvector README, hnsw.ef_search: 1 to 1000
+_EF_SEARCH = (40, 64, 100, 160, 250, 400, 640, 1000)
+_FETCHES = (4, 8, 16)
+_PROGRESS_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class IndexState:
+    """What is known of a table's index; kept in the registry.
+
+    Attributes:
+        index: Its name; empty: there is none, every search is exact.
+        rows: In the table when it was built.
+        effort: `hnsw.ef_search` or `ivfflat.probes` of an unfiltered search.
+        recall: Measured share of the true 10 nearest, None before.
+        filtered_effort: The same for a search with a filter.
+        filtered_fetch: How many times the wanted rows such a search takes from the index, to rank them again.
+        filtered_recall: Measured under a filter that one row of ten passes.
+    """
+
+    index: str = ""
+    rows: int = 0
+    effort: int = 100
+    recall: Optional[float] = None
+    filtered_effort: int = 160
+    filtered_fetch: int = 4
+    filtered_recall: Optional[float] = None
+
+    @staticmethod
+    def from_json(given: Mapping[str, Any]) -> IndexState:
+        """Return the state that `to_json` gave; unknown parts are left out."""
+        return IndexState(**{name: given[name] for name in asdict(IndexState()) if name in given})
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """A measurement of a collection's index against exact search.
+
+    Attributes:
+        recall: Share of the true nearest that were found, 0 to 1; 1.0 where every search is exact.
+        filtered_recall: The same under a filter that one row of ten passes.
+        queries: How many were asked.
+        state: What searches use now.
+    """
+
+    recall: float
+    filtered_recall: float
+    queries: int
+    state: IndexState
+
+
+_SETTINGS = Statement(
+    text(
+        "SELECT set_config('statement_timeout', '0', true), set_config('maintenance_work_mem', :memory, true),"
+        " set_config('max_parallel_maintenance_workers', :workers, true)"
+    ).columns(a=Text, b=Text, c=Text)
+)
+_LOCK = Statement(text("SELECT pg_advisory_xact_lock(hashtextextended(CAST(:physical AS text), 7370))"))
+_INDEXES = Statement(
+    text(
+        "SELECT c.relname::text FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+        " WHERE i.indrelid = to_regclass(CAST(:physical AS text)) AND c.relname LIKE CAST(:pattern AS text)"
+    ).columns(name=Text)
+)
+_PROGRESS = Statement(
+    text(
+        "SELECT phase, blocks_done, blocks_total, tuples_done FROM pg_stat_progress_create_index"
+        " WHERE relid = to_regclass(CAST(:physical AS text))"
+    ).columns(phase=Text, done=BigInteger, total=BigInteger, tuples=BigInteger)
+)
+
+
+@write
+async def _build(tx: Transaction, table: CollectionStatements, memory_mb: int, workers: int) -> Tuple[str, int]:
+    physical = quote_identifier(table.physical)
+    await tx.first(_SETTINGS, memory=f"{memory_mb}MB", workers=str(workers))
+    await tx.first(_LOCK, physical=table.physical)
+    before = await tx.all(_INDEXES, physical=table.physical, pattern=f"{table.physical}\\_a%")
+    name = f"{table.physical}_a{new_id().replace('-', '')[-8:]}"
+    await tx.run(_create_statement(table, name))
+    for row in before:
+        # last: it locks readers out until the commit
+        await tx.run(Statement(text(f"DROP INDEX {quote_identifier(str(row[0]))}")))
+    await tx.run(Statement(text(f"ANALYZE {physical}")))
+    rows = await tx.one(Statement(text(f"SELECT count(*) FROM {physical}").columns(count=BigInteger)))
+    return name, int(rows[0])
+
+
+def _create_statement(table: CollectionStatements, name: str) -> Statement:
+    options, dimension = table.options, table.dimension
+    kind = options.indexed_type(dimension)
+    operators = options.operator_class(table.metric, dimension)
+    if kind == options.column_type():
+        expression = f"embedding {quote_identifier(operators)}"
+    else:
+        expression = f"(CAST(embedding AS {quote_identifier(kind)}({int(dimension)}))) {quote_identifier(operators)}"
+    settings = (
+        f"lists = {int(options.lists)}"
+        if options.type == "ivfflat"
+        else f"m = {int(options.m)}, ef_construction = {int(options.ef_construction)}"
+    )
+    # every part above was made by the quoter or is a number
+    return Statement(
+        text(
+            f"CREATE INDEX {quote_identifier(name)} ON {quote_identifier(table.physical)}"
+            f" USING {quote_identifier(options.type)} ({expression}) WITH ({settings})"
+        )
+    )
+
+
+@write
+async def drop_index(tx: Transaction, table: CollectionStatements) -> None:
+    """Remove the table's index; searches are exact then."""
+    await tx.first(_LOCK, physical=table.physical)
+    for row in await tx.all(_INDEXES, physical=table.physical, pattern=f"{table.physical}\\_a%"):
+        await tx.run(Statement(text(f"DROP INDEX {quote_identifier(str(row[0]))}")))
+
+
+async def build_index(executor: Executor, table: CollectionStatements, memory_mb: int, timeout_s: float) -> IndexState:
+    """Build the index anew; the old one serves until the new one is there. Writers wait, readers do not.
+
+    Args:
+        executor: A pool's, which can give a transaction its own deadline; or a unit of work's, with its own.
+        table: Whose.
+        memory_mb: `maintenance_work_mem` of the build.
+        timeout_s: How long it may take.
+    """
+    progress = asyncio.ensure_future(_report_progress(executor, table)) if hasattr(executor, "unit") else None
+    try:
+        try:
+            name, rows = await _run_long(executor, timeout_s, _build, table, memory_mb, 2)
+        except StorageFullError:
+            if progress is None:
+                raise
+            # parallel workers share the memory through /dev/shm, which is small in containers
+            name, rows = await _run_long(executor, timeout_s, _build, table, memory_mb, 0)
+    finally:
+        if progress is not None:
+            progress.cancel()
+            await asyncio.gather(progress, return_exceptions=True)
+    return IndexState(index=name, rows=rows)
+
+
+async def _run_long(executor: Any, timeout_s: float, operation: Operation[Any, Any], *args: Any) -> Any:
+    """Run an operation with a deadline longer than a call's; inside a unit of work with the unit's."""
+    if not hasattr(executor, "unit"):
+        return await executor.run(operation, *args)
+    unit = executor.unit(deadline_after(timeout_s))
+    try:
+        result = await unit.run(operation, args, {})
+        await unit.commit()
+    except BaseException:
+        await unit.rollback()
+        raise
+    return result
+
+
+@read
+async def _progress(tx: Transaction, physical: str) -> Optional[Tuple[Any, ...]]:
+    return await tx.first(_PROGRESS, physical=physical)
+
+
+async def _report_progress(executor: Executor, table: CollectionStatements) -> None:
+    while True:
+        await asyncio.sleep(_PROGRESS_EVERY_S)
+        try:
+            row = await executor.run(_progress, table.physical)
+        except StorageError:
+            continue
+        if row is not None:
+            share = 100 * row[1] // row[2] if row[2] else 0
+            logger.info(
+                "storage.vectors.index_progress",
+                extra={
+                    "backend": "pgvector",
+                    "entity_id": table.physical,
+                    "count": row[3],
+                    "detail": f"{row[0]}: {share} %",
+                },
+            )
+
+
+# --- recall ---------------------------------------------------------------------------------------------------------
+
+
+@read
+async def sample_vectors(
+    tx: Transaction, schema: str, table: CollectionStatements, tenant_id: str, count: int
+) -> List[NDArray[np.float32]]:
+    """Return stored vectors of the tenant, drawn at random."""
+    await prepare_connection(tx, schema)
+    statement = Statement(
+        text(
+            f"SELECT vector_send(CAST(embedding AS vector({int(table.dimension)}))) AS v"
+            f" FROM {quote_identifier(table.physical)}"
+            " WHERE tenant_id = :tenant ORDER BY random() LIMIT :count"
+        ).columns(v=LargeBinary)
+    )
+    return [unpack_vector(row[0]) for row in await tx.all(statement, tenant=tenant_id, count=count)]
+
+
+def between(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return queries near, but not at, stored vectors: each with half of another one added."""
+    matrix = np.stack(vectors)
+    mixed: NDArray[np.float32] = matrix + np.float32(0.5) * np.roll(matrix, 1, axis=0)
+    lengths = np.linalg.norm(mixed, axis=1)
+    return np.where((lengths > 0)[:, None], mixed, matrix).astype(np.float32)
+
+
+def efforts(table: CollectionStatements) -> Tuple[int, ...]:
+    """Return the efforts that are tried, rising."""
+    if table.options.type == "hnsw":
+        return _EF_SEARCH
+    lists = table.options.lists
+    return tuple(sorted({min(lists, max(1, share * lists // 100)) for share in (1, 2, 5, 10, 20, 40, 70, 100)}))
+
+
+@read
+async def _found(
+    tx: Transaction,
+    schema: str,
+    table: CollectionStatements,
+    tenant_id: str,
+    queries: Sequence[bytes],
+    kind: str,
+    top_k: int,
+    effort: int,
+    fetch: int,
+) -> List[Set[Tuple[str, str]]]:
+    """Return the (namespace, id) pairs that each query finds; effort 0: exactly."""
+    await prepare_connection(tx, schema)
+    results = []
+    for query in queries:
+        if effort == 0:
+            statement = table.exact(None, metadata=False, vector=False, bounded=False, recall=kind)
+            rows = await tx.all(statement, tenant=tenant_id, query=query, row_limit=top_k)
+        else:
+            statement = table.indexed_search(None, metadata=False, vector=False, recall=kind)
+            rows = await tx.all(
+                statement,
+                tenant=tenant_id,
+                query=query,
+                effort=str(effort),
+                scan_limit=scan_limit(table),
+                row_limit=top_k * fetch if kind == "filtered" else top_k + 8,
+                bound=top_k,
+            )
+        results.append({(str(row[3]), str(row[2])) for row in rows})
+    return results
+
+
+def scan_limit(table: CollectionStatements) -> str:
+    """Return how far an iterative scan may go: `hnsw.max_scan_tuples` or `ivfflat.max_probes`."""
+    return "200000" if table.options.type == "hnsw" else str(table.options.lists)
+
+
+async def measure_recall(
+    executor: Executor,
+    schema: str,
+    table: CollectionStatements,
+    tenant_id: str,
+    state: IndexState,
+    queries: NDArray[np.float32],
+    *,
+    top_k: int = 10,
+    adapt: bool = True,
+) -> IndexState:
+    """Return `state` with the recall measured; when `adapt`, with the least effort that meets the target."""
+    packed = pack_vectors(queries)
+
+    async def found(kind: str, effort: int, fetch: int = 1) -> List[Set[Tuple[str, str]]]:
+        # in slices, so that no call comes near its deadline
+        results: List[Set[Tuple[str, str]]] = []
+        for start in range(0, len(packed), 5):
+            part = packed[start : start + 5]
+            results += await executor.run(_found, schema, table, tenant_id, part, kind, top_k, effort, fetch)
+        return results
+
+    ladder = efforts(table) if adapt else (state.effort,)
+    truth = await found("plain", 0)
+    for effort in ladder:
+        recall = _share(truth, await found("plain", effort))
+        state = replace(state, effort=effort, recall=recall)
+        if recall >= table.options.target_recall:
+            break
+    truth = await found("filtered", 0)
+    steps = [(effort, fetch) for effort in ladder if effort >= state.effort for fetch in _FETCHES[:2]]
+    if not adapt:
+        steps = [(state.filtered_effort, state.filtered_fetch)]
+    for effort, fetch in steps:
+        recall = _share(truth, await found("filtered", effort, fetch))
+        state = replace(state, filtered_effort=effort, filtered_fetch=fetch, filtered_recall=recall)
+        if recall >= FILTERED_TARGET:
+            break
+    return state
+
+
+def _share(truth: Sequence[Set[Any]], found: Sequence[Set[Any]]) -> float:
+    wanted = sum(len(item) for item in truth)
+    return 1.0 if not wanted else sum(len(a & b) for a, b in zip(truth, found)) / wanted

@@ -1,0 +1,314 @@
+"""The statements on one collection's table, made once for each collection and shape of filter, and kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Callable, FrozenSet, List, Optional, Tuple
+
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import UserDefinedType
+
+from modules.storage.columns import FreeText, JsonValue, UtcDateTime
+from modules.storage.schema import Identifier
+from modules.storage.statements import Statement
+from modules.storage.vectors.filters import Filter
+from modules.storage.vectors.models import DistanceMetric
+from modules.storage.vectors.pgvector_filters import BoundFilter, filter_clause
+from modules.storage.vectors.pgvector_options import IndexOptions, quote_identifier
+from modules.storage.vectors.pgvector_schema import REGISTRY
+
+__all__ = ["CollectionStatements"]
+
+_KEPT = 200
+_TENANT = bindparam("tenant", type_=Text())
+_SPACE = bindparam("space", type_=Text())
+_LIMIT = bindparam("row_limit", type_=Integer())
+_BOUND = bindparam("bound", type_=Integer())
+
+# Set for this statement alone, before its scan begins: the scan waits for the value of the subquery.
+# Source: pgvector README, "Iterative Index Scans"; PostgreSQL evaluates such a condition once, as a one-time filter.
+_HNSW_EFFORT = text(
+    "(SELECT set_config('hnsw.ef_search', :effort, true) || set_config('hnsw.iterative_scan', 'relaxed_order', true)"
+    " || set_config('hnsw.max_scan_tuples', :scan_limit, true)"
+    " || set_config('hnsw.scan_mem_multiplier', '4', true)) IS NOT NULL"
+).bindparams(bindparam("effort", type_=Text()), bindparam("scan_limit", type_=Text()))
+_IVFFLAT_EFFORT = text(
+    "(SELECT set_config('ivfflat.probes', :effort, true) || set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
+    " || set_config('ivfflat.max_probes', :scan_limit, true)) IS NOT NULL"
+).bindparams(bindparam("effort", type_=Text()), bindparam("scan_limit", type_=Text()))
+_ONE_IN_TEN = literal_column("hashtext(id) % 10 = 0")
+
+
+class _Vector(UserDefinedType[Any]):
+    """pgvector's type; values are in its binary form."""
+
+    cache_ok = True
+
+    def __init__(self, kind: str, dimension: int) -> None:
+        self.kind = kind
+        self.dimension = dimension
+
+    def get_col_spec(self, **kw: Any) -> str:
+        return f"{self.kind}({self.dimension})"
+
+
+class CollectionStatements:
+    """The statements of one table.
+
+    Args:
+        physical: Its name.
+        dimension: Of the vectors.
+        metric: Of the collection.
+        options: How it was made.
+    """
+
+    def __init__(self, physical: str, dimension: int, metric: DistanceMetric, options: IndexOptions) -> None:
+        self.physical = physical
+        self.dimension = dimension
+        self.metric = metric
+        self.options = options
+        self.indexed: FrozenSet[str] = frozenset(options.index_metadata)
+        self._column = _Vector(options.column_type(), dimension)
+        self._index = _Vector(options.indexed_type(dimension), dimension)
+        quote_identifier(physical)
+        self._table = Table(
+            physical,
+            MetaData(),
+            Column("tenant_id", Identifier),
+            Column("namespace", Identifier),
+            Column("id", Identifier),
+            Column("embedding", self._column),
+            Column("content", FreeText),
+            Column("metadata", JsonValue),
+            Column("search", JSONB),
+            Column("created_at", UtcDateTime),
+        )
+        self._made: OrderedDict[Tuple[Any, ...], Statement] = OrderedDict()
+
+    def _kept(self, key: Tuple[Any, ...], make: Callable[[], Statement]) -> Statement:
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = make()
+            if len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        else:
+            self._made.move_to_end(key)
+        return found
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _where(self, tree: Optional[Filter], *, space: bool = True) -> List[Any]:
+        c = self._table.c
+        conditions: List[Any] = [c.tenant_id == _TENANT]
+        if space:
+            conditions.append(c.namespace == _SPACE)
+        if tree is not None:
+            conditions.append(filter_clause(tree, c.search, self.indexed))
+        return conditions
+
+    def _query(self, kind: _Vector) -> ColumnElement[Any]:
+        given = cast(bindparam("query", type_=_Vector("vector", self.dimension)), _Vector("vector", self.dimension))
+        return given if kind.kind == "vector" else cast(given, kind)
+
+    def _distance(self, embedding: ColumnElement[Any], kind: _Vector) -> ColumnElement[Any]:
+        return embedding.op(self.options.operator(self.metric), return_type=Double())(self._query(kind))
+
+    @property
+    def _exact_distance(self) -> ColumnElement[Any]:
+        return self._distance(self._table.c.embedding, self._column)
+
+    @property
+    def _indexed_distance(self) -> ColumnElement[Any]:
+        """The expression that the index was made for."""
+        c = self._table.c
+        embedding: ColumnElement[Any] = c.embedding
+        if self._index.kind != self._column.kind:
+            embedding = cast(c.embedding, self._index)
+        return self._distance(embedding, self._index)
+
+    @property
+    def _unindexed_distance(self) -> ColumnElement[Any]:
+        """The same distance as an expression that no index was made for."""
+        zero: ColumnElement[Any] = literal_column("0.0::float8", Double())
+        return zero + self._exact_distance
+
+    def _document(self, *, metadata: bool = True, vector: bool = True) -> List[Any]:
+        c = self._table.c
+        parts: List[Any] = [c.id, c.namespace, c.created_at]
+        if metadata:
+            parts += [c.content, c.metadata]
+        if vector:
+            whole = cast(c.embedding, _Vector("vector", self.dimension)) if self.options.halfvec else c.embedding
+            parts.append(func.vector_send(whole, type_=LargeBinary()).label("vector"))
+        return parts
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def upsert(self) -> Statement:
+        """Store arrays of documents while the collection is registered; changes no row when it is not."""
+        return self._kept(("upsert",), self._make_upsert)
+
+    def _make_upsert(self) -> Statement:
+        return Statement(
+            text(
+                f"WITH known AS (SELECT 1 FROM {REGISTRY} WHERE tenant_id = CAST(:tenant AS text)"
+                " AND name = CAST(:name AS text) AND physical = CAST(:physical AS text) FOR KEY SHARE)"
+                f" INSERT INTO {quote_identifier(self.physical)} AS t"
+                " (tenant_id, namespace, id, embedding, content, metadata, search, created_at)"
+                " SELECT CAST(:tenant AS text), d.namespace, d.id,"
+                f" CAST(d.embedding AS {quote_identifier(self.options.column_type())}({int(self.dimension)})),"
+                " d.content, d.metadata::json, coalesce(d.search, d.metadata)::jsonb,"
+                " coalesce(d.created_at, statement_timestamp())"
+                " FROM known, unnest(CAST(:namespaces AS text[]), CAST(:ids AS text[]), CAST(:vectors AS vector[]),"
+                " CAST(:contents AS text[]), CAST(:metadata AS text[]), CAST(:searches AS text[]),"
+                " CAST(:created AS timestamptz[]))"
+                " AS d(namespace, id, embedding, content, metadata, search, created_at)"
+                " ON CONFLICT (tenant_id, namespace, id) DO UPDATE SET embedding = excluded.embedding,"
+                " content = excluded.content, metadata = excluded.metadata, search = excluded.search,"
+                # no time given: the statement's own stands in the row, and the one that is there stays
+                " created_at = CASE WHEN excluded.created_at = statement_timestamp() THEN t.created_at"
+                " ELSE excluded.created_at END"
+            )
+        )
+
+    @property
+    def delete_ids(self) -> Statement:
+        """Delete by id."""
+        ids = bindparam("ids", type_=ARRAY(Text))
+        return self._kept(
+            ("delete_ids",),
+            lambda: Statement(
+                delete(self._table).where(*self._where(None), self._table.c.id == func.any(ids))
+            ),
+        )
+
+    def delete_where(self, bound: Optional[BoundFilter]) -> Statement:
+        """Delete what passes a filter."""
+        return self._kept(
+            ("delete", _shape(bound)), lambda: Statement(delete(self._table).where(*self._where(_tree(bound))))
+        )
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    @property
+    def get(self) -> Statement:
+        """Read documents by id."""
+        ids = bindparam("ids", type_=ARRAY(Text))
+        return self._kept(
+            ("get",),
+            lambda: Statement(
+                select(*self._document()).where(*self._where(None), self._table.c.id == func.any(ids))
+            ),
+        )
+
+    def count(self, bound: Optional[BoundFilter], *, space: bool) -> Statement:
+        """Count in one namespace or in all."""
+        return self._kept(
+            ("count", _shape(bound), space),
+            lambda: Statement(
+                select(func.count(type_=Integer())).select_from(self._table).where(*self._where(_tree(bound), space=space))
+            ),
+        )
+
+    def scroll(self, bound: Optional[BoundFilter], *, after: bool) -> Statement:
+        """Read documents in the order of their ids."""
+        c = self._table.c
+        more = [c.id > bindparam("after", type_=Text())] if after else []
+        return self._kept(
+            ("scroll", _shape(bound), after),
+            lambda: Statement(
+                select(*self._document()).where(*self._where(_tree(bound)), *more).order_by(c.id).limit(_LIMIT)
+            ),
+        )
+
+    def exact(
+        self, bound: Optional[BoundFilter], *, metadata: bool, vector: bool, bounded: bool, recall: str = ""
+    ) -> Statement:
+        """The nearest by looking at every row that passes.
+
+        Rows are (seen, distance, document columns). When `bounded`, at most `bound` rows are looked at and `seen` says
+        how many there were: the answer counts only when it is below the bound.
+        """
+        key = ("exact", _shape(bound), metadata, vector, bounded, recall)
+        return self._kept(key, lambda: Statement(self._exact(_tree(bound), metadata, vector, bounded, recall)))
+
+    def _exact(self, tree: Optional[Filter], metadata: bool, vector: bool, bounded: bool, recall: str) -> Any:
+        c = self._table.c
+        matched = select(c.namespace, c.id, self._unindexed_distance.label("distance")).where(
+            *self._where(tree, space=not recall), *([_ONE_IN_TEN] if recall == "filtered" else [])
+        )
+        if bounded:
+            # asked twice, so PostgreSQL computes it once
+            all_of = matched.limit(_BOUND).cte("matched")
+            seen: Any = select(func.count(type_=Integer())).select_from(all_of).scalar_subquery()
+            near = (
+                select(all_of.c.namespace, all_of.c.id, all_of.c.distance)
+                .order_by(all_of.c.distance, all_of.c.id)
+                .limit(_LIMIT)
+                .cte("near")
+            )
+        else:
+            seen = literal_column("0", Integer())
+            near = matched.order_by(literal_column("distance"), c.id).limit(_LIMIT).cte("near")
+        return (
+            select(seen.label("seen"), near.c.distance, *self._document(metadata=metadata, vector=vector))
+            .select_from(
+                near.join(
+                    self._table,
+                    and_(c.tenant_id == _TENANT, c.namespace == near.c.namespace, c.id == near.c.id),
+                )
+            )
+            .order_by(near.c.distance, c.id)
+        )
+
+    def indexed_search(
+        self, bound: Optional[BoundFilter], *, metadata: bool, vector: bool, recall: str = ""
+    ) -> Statement:
+        """The nearest by the index, more of them than wanted (`row_limit`), each with its exact distance."""
+        key = ("ann", _shape(bound), metadata, vector, recall)
+        return self._kept(key, lambda: Statement(self._indexed(_tree(bound), metadata, vector, recall)))
+
+    def _indexed(self, tree: Optional[Filter], metadata: bool, vector: bool, recall: str) -> Any:
+        effort = _IVFFLAT_EFFORT if self.options.type == "ivfflat" else _HNSW_EFFORT
+        near = (
+            select(self._exact_distance.label("distance"), *self._document(metadata=metadata, vector=vector))
+            .where(
+                effort,
+                *self._where(tree, space=not recall),
+                *([_ONE_IN_TEN] if recall == "filtered" else []),
+            )
+            .order_by(self._indexed_distance)
+            .limit(_LIMIT)
+            .cte("near")
+        )
+        columns = [column for column in near.c if column.name != "distance"]
+        order = [near.c.distance, near.c.id]
+        return select(literal_column("0", Integer()).label("seen"), near.c.distance, *columns).order_by(*order).limit(_BOUND)
+
+
+def _shape(bound: Optional[BoundFilter]) -> Optional[str]:
+    return None if bound is None else bound.shape
+
+
+def _tree(bound: Optional[BoundFilter]) -> Optional[Filter]:
+    return None if bound is None else bound.tree
