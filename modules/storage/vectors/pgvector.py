@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, AsyncIterator, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -62,6 +61,7 @@ from modules.store_common.errors import (
     DeadlineExceededError,
     InvalidValueError,
     NotConfiguredError,
+    NotInitializedError,
     StatementError,
     StorageError,
     UnavailableError,
@@ -203,8 +203,9 @@ class PgvectorProvider(VectorProvider):
         return VectorNotFoundError(f"there is no vector collection {spec.name!r} any more; create_collection makes one")
 
     def _enter_open(self) -> str:
-        self._enter(None if self._tenancy is None else "default") if self._schema is None else None
-        return str(self._schema)
+        if self._schema is None:
+            raise NotInitializedError("the vector store pgvector")
+        return self._schema
 
     # --- collections --------------------------------------------------------------------------------------------
 
@@ -238,9 +239,10 @@ class PgvectorProvider(VectorProvider):
         chosen = IndexOptions(**{**options, "index_metadata": tuple(options["index_metadata"])})
         if physical not in self._tables:
             self._tables[physical] = CollectionStatements(physical, dimension, DistanceMetric(metric), chosen)
-        known = self._states[physical] = IndexState.from_json(state)
+        self._states[physical] = IndexState.from_json(state)
         self._believed_until[tenant_id, name] = time.monotonic() + _BELIEVED_S
-        kind = chosen.type if known.index else "exact"
+        # not whether it is built: tenants that share the table must not see each other's doings
+        kind = "exact" if chosen.type == "none" else chosen.type
         return CollectionSpec(
             name, dimension, DistanceMetric(metric), kind, metadata, {**options, "physical": physical}
         )
@@ -378,7 +380,7 @@ class PgvectorProvider(VectorProvider):
             },
         )
         await self._measured(tenant_id, spec, state, None, 30, adapt=True)
-        return replace(spec, index_type=table.options.type)
+        return spec
 
     async def recall(
         self,
@@ -476,9 +478,7 @@ class PgvectorProvider(VectorProvider):
     async def _build_grown(self, tenant_id: str, spec: CollectionSpec) -> None:
         try:
             if await self._count(tenant_id, spec, None, None) >= self._build_threshold:
-                rebuilt = await self._rebuild_index(tenant_id, spec)
-                if (tenant_id, spec.name) in self._specs:
-                    self._specs[tenant_id, spec.name] = rebuilt
+                await self._rebuild_index(tenant_id, spec)
         except StorageError:
             logger.exception(
                 "storage.vectors.index_not_built",
