@@ -1,6 +1,6 @@
 """The vector contract: lifecycle and collections."""
 
-# ruff: noqa: S101
+# ruff: noqa: D102, S101
 
 from __future__ import annotations
 

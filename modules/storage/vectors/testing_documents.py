@@ -1,6 +1,6 @@
 """The vector contract: documents in and out, namespaces, scroll."""
 
-# ruff: noqa: S101
+# ruff: noqa: D102, S101
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The vector contract: one table of filters over mixed metadata; every provider gives the ids of `filters.matches`."""
 
-# ruff: noqa: S101
+# ruff: noqa: D102, S101
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The vector contract: what is refused before the store is touched, and that no tenant reaches another's data."""
 
-# ruff: noqa: S101
+# ruff: noqa: D102, S101
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _BAD_DOCUMENTS: List[Any] = [
     VectorDocument("x", [1, 2, 3], metadata=[1]), VectorDocument("x", [1, 2, 3], metadata={1: 2}), VectorDocument("x", [1, 2, 3], metadata={"a": _NAN}),  # type: ignore[arg-type,dict-item]
     VectorDocument("x", [1, 2, 3], metadata={"a": 2**63}), VectorDocument("x", [1, 2, 3], metadata={"a": {1, 2}}), VectorDocument("x", [1, 2, 3], metadata={"a": "\ud800"}),
     VectorDocument("x", [1, 2, 3], metadata={"a": "x" * 2**21}), VectorDocument("x", [1, 2, 3], namespace=""), VectorDocument("x", [1, 2, 3], namespace="a\x00"),
-    VectorDocument("x", [1, 2, 3], created_at="2020"), VectorDocument("x", [1, 2, 3], created_at=__import__("datetime").datetime(2020, 1, 1)),  # type: ignore[arg-type]  # noqa: DTZ001
+    VectorDocument("x", [1, 2, 3], created_at="2020"), VectorDocument("x", [1, 2, 3], created_at=__import__("datetime").datetime(2020, 1, 1)),  # type: ignore[arg-type]
 ]  # fmt: skip
 
 Call = Callable[[VectorProvider, Dict[str, Any]], Awaitable[Any]]

@@ -1,6 +1,6 @@
 """The vector contract: search by every metric, filtered, in batches and by text."""
 
-# ruff: noqa: S101
+# ruff: noqa: D102, S101
 
 from __future__ import annotations
 
