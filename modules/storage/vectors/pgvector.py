@@ -2,7 +2,8 @@
 
 Give it the executor of a unit of work (or `provider.within(executor)`) and its writes join that transaction. Its rooms:
 `pgvector_options` (names, options), `pgvector_schema` (registry, tables), `pgvector_statements`, `pgvector_filters`,
-`pgvector_codec` (vectors on the wire), `pgvector_search` (how a search is answered), `pgvector_index` (build, recall).
+`pgvector_operations`, `pgvector_codec` (vectors on the wire), `pgvector_search` (how a search is answered),
+`pgvector_index` and `pgvector_building` (build, recall).
 """
 
 from __future__ import annotations
@@ -10,19 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
-from typing import Any, AsyncIterator, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import numpy as np
-
-from modules.storage.operations import Executor, Transaction, read, write
+from modules.storage.operations import Executor
 from modules.storage.statements import Row
+from modules.storage.vectors import pgvector_operations as operations
 from modules.storage.vectors import pgvector_schema as schema
-from modules.storage.vectors.base import VectorProvider
 from modules.storage.vectors.checks import (
     CollectionSpec,
     PreparedDocument,
-    prepare_matrix,
     require_no_options,
 )
 from modules.storage.vectors.engine import Query
@@ -32,19 +29,14 @@ from modules.storage.vectors.models import (
     Capabilities,
     DistanceMetric,
     SearchResults,
-    Vector,
     VectorDocument,
 )
-from modules.storage.vectors.pgvector_codec import pack_vectors, prepare_connection, unpack_vector
-from modules.storage.vectors.pgvector_filters import BoundFilter, bind_filter, search_text
+from modules.storage.vectors.pgvector_building import IndexedProvider
+from modules.storage.vectors.pgvector_codec import pack_vectors
+from modules.storage.vectors.pgvector_filters import BoundFilter, bind_filter
 from modules.storage.vectors.pgvector_index import (
     IndexState,
     RecallReport,
-    between,
-    build_index,
-    drop_index,
-    measure_recall,
-    sample_vectors,
 )
 from modules.storage.vectors.pgvector_options import OPTION_NAMES, IndexOptions, index_options
 from modules.storage.vectors.pgvector_search import (
@@ -59,15 +51,12 @@ from modules.storage.vectors.pgvector_statements import CollectionStatements
 from modules.storage.vectors.registry import register_vector_provider
 from modules.store_common.errors import (
     DeadlineExceededError,
-    InvalidValueError,
     NotConfiguredError,
     NotInitializedError,
     StatementError,
-    StorageError,
     UnavailableError,
 )
 from modules.store_common.tenancy import TenantPolicy
-from modules.store_common.values import encode_text
 
 __all__ = ["IndexOptions", "IndexState", "PgvectorProvider", "RecallReport"]
 
@@ -81,7 +70,7 @@ _BELIEVED_S = 30.0
 
 
 @register_vector_provider("pgvector")
-class PgvectorProvider(VectorProvider):
+class PgvectorProvider(IndexedProvider):
     """Vectors in PostgreSQL.
 
     Args:
@@ -167,7 +156,9 @@ class PgvectorProvider(VectorProvider):
         if self._schema is not None:
             return
         if self._executor.dialect != "postgresql":
-            raise NotConfiguredError("the vector store pgvector needs PostgreSQL; set sql.url, or vectors.backend")
+            raise NotConfiguredError(
+                "the vector store pgvector needs PostgreSQL; set sql.url, or vectors.backend"
+            )
         self._schema = await self._run(schema.open_database)
 
     async def shutdown(self) -> None:
@@ -200,7 +191,9 @@ class PgvectorProvider(VectorProvider):
 
     def _gone(self, tenant_id: str, spec: CollectionSpec) -> VectorNotFoundError:
         self._forget(tenant_id, spec.name)
-        return VectorNotFoundError(f"there is no vector collection {spec.name!r} any more; create_collection makes one")
+        return VectorNotFoundError(
+            f"there is no vector collection {spec.name!r} any more; create_collection makes one"
+        )
 
     def _enter_open(self) -> str:
         if self._schema is None:
@@ -260,7 +253,7 @@ class PgvectorProvider(VectorProvider):
         ordered = sorted(documents, key=lambda item: (item.namespace, item.id))
         size = max(1, min(_MAX_ROWS_PER_STATEMENT, _NUMBERS_PER_STATEMENT // spec.dimension))
         parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        operation = _upsert_part if len(parts) == 1 else _upsert_parts
+        operation: Any = operations.upsert_part if len(parts) == 1 else operations.upsert_parts
         given: Any = parts[0] if len(parts) == 1 else parts
         stored = await self._run_on(
             tenant_id, spec, operation, self._enter_open(), table, tenant_id, spec.name, given
@@ -271,7 +264,7 @@ class PgvectorProvider(VectorProvider):
 
     async def _delete(self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]) -> int:
         deleted: int = await self._run_on(
-            tenant_id, spec, _delete_ids, self._table(spec), tenant_id, namespace, list(ids)
+            tenant_id, spec, operations.delete_ids, self._table(spec), tenant_id, namespace, list(ids)
         )
         return deleted
 
@@ -280,22 +273,24 @@ class PgvectorProvider(VectorProvider):
     ) -> int:
         table = self._table(spec)
         deleted: int = await self._run_on(
-            tenant_id, spec, _delete_where, table, tenant_id, namespace, _bind(table, tree)
+            tenant_id, spec, operations.delete_where, table, tenant_id, namespace, _bind(table, tree)
         )
         return deleted
 
     async def _get(
         self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]
     ) -> List[VectorDocument]:
-        rows = await self._run_on(tenant_id, spec, _get, self._table(spec), tenant_id, namespace, list(ids))
-        return [_document(row) for row in rows]
+        rows = await self._run_on(
+            tenant_id, spec, operations.get, self._table(spec), tenant_id, namespace, list(ids)
+        )
+        return [operations.to_document(row) for row in rows]
 
     async def _count(
         self, tenant_id: str, spec: CollectionSpec, namespace: Optional[str], tree: Optional[Filter]
     ) -> int:
         table = self._table(spec)
         counted: int = await self._run_on(
-            tenant_id, spec, _count, table, tenant_id, namespace, _bind(table, tree)
+            tenant_id, spec, operations.count, table, tenant_id, namespace, _bind(table, tree)
         )
         return counted
 
@@ -310,9 +305,17 @@ class PgvectorProvider(VectorProvider):
     ) -> List[VectorDocument]:
         table = self._table(spec)
         rows = await self._run_on(
-            tenant_id, spec, _scroll, table, tenant_id, namespace, _bind(table, tree), after_id, limit
+            tenant_id,
+            spec,
+            operations.scroll,
+            table,
+            tenant_id,
+            namespace,
+            _bind(table, tree),
+            after_id,
+            limit,
         )
-        return [_document(row) for row in rows]
+        return [operations.to_document(row) for row in rows]
 
     # --- search -------------------------------------------------------------------------------------------------
 
@@ -355,249 +358,6 @@ class PgvectorProvider(VectorProvider):
             self._specs[tenant_id, spec.name] = fresh
         return self._states[physical]
 
-    # --- index --------------------------------------------------------------------------------------------------
-
-    async def _rebuild_index(self, tenant_id: str, spec: CollectionSpec) -> CollectionSpec:
-        table = self._table(spec)
-        if table.options.type == "none":
-            return spec
-        started = time.monotonic()
-        try:
-            state = await build_index(
-                self._executor, table, self._build_memory_mb, self._build_timeout_s
-            )
-        except (UnavailableError, DeadlineExceededError) as exc:
-            raise VectorUnavailableError("the index was not built: PostgreSQL did not answer in time") from exc
-        except StatementError as exc:
-            raise self._gone(tenant_id, spec) from exc
-        logger.info(
-            "storage.vectors.index_built",
-            extra={
-                "backend": "pgvector",
-                "entity_id": table.physical,
-                "count": state.rows,
-                "duration_ms": round((time.monotonic() - started) * 1000),
-            },
-        )
-        await self._measured(tenant_id, spec, state, None, 30, adapt=True)
-        return spec
-
-    async def recall(
-        self,
-        collection: str,
-        sample: int = 50,
-        *,
-        top_k: int = 10,
-        queries: Optional[Sequence[Vector]] = None,
-        adapt: bool = True,
-        tenant_id: Optional[str] = None,
-    ) -> RecallReport:
-        """Measure the index against exact search, and adapt the effort of searches to the collection's target.
-
-        Args:
-            collection: Name.
-            sample: How many queries are made of stored vectors, 1 to 1,000.
-            top_k: How many of the nearest are compared.
-            queries: Real queries, shape (n, dimension), instead of made ones.
-            adapt: False measures what is in use and changes nothing.
-            tenant_id: Whose.
-        """
-        tenant, spec = await self._known(collection, tenant_id)
-        if isinstance(sample, bool) or not isinstance(sample, int) or not 1 <= sample <= 1000:
-            raise InvalidValueError("sample is a whole number of 1 to 1000")
-        state = await self._current_state(tenant, spec)
-        if not state.index:
-            return RecallReport(1.0, 1.0, 0, state)
-        return await self._measured(tenant, spec, state, queries, sample, adapt=adapt, top_k=top_k)
-
-    async def _measured(
-        self,
-        tenant_id: str,
-        spec: CollectionSpec,
-        state: IndexState,
-        queries: Optional[Sequence[Vector]],
-        sample: int,
-        *,
-        adapt: bool,
-        top_k: int = 10,
-    ) -> RecallReport:
-        table, where = self._table(spec), self._enter_open()
-        if queries is None:
-            drawn = await self._run_on(tenant_id, spec, sample_vectors, where, table, tenant_id, sample)
-            matrix = between(drawn) if drawn else np.empty((0, spec.dimension), dtype=np.float32)
-        else:
-            matrix = prepare_matrix(queries, spec, "the query vector")
-        if len(matrix):
-            state = await measure_recall(
-                self._executor, where, table, tenant_id, state, matrix, top_k=top_k, adapt=adapt
-            )
-        await self._run(schema.save_state, table.physical, dict(state.to_json()))
-        self._states[table.physical] = state
-        recall = 1.0 if state.recall is None else state.recall
-        filtered = 1.0 if state.filtered_recall is None else state.filtered_recall
-        return RecallReport(recall, filtered, len(matrix), state)
-
-    async def index_state(self, collection: str, *, tenant_id: Optional[str] = None) -> IndexState:
-        """Return what is known of a collection's index now."""
-        tenant, spec = await self._known(collection, tenant_id)
-        self._believed_until.pop((tenant, collection), None)
-        return await self._current_state(tenant, spec)
-
-    @asynccontextmanager
-    async def bulk_load(self, collection: str, *, tenant_id: Optional[str] = None) -> AsyncIterator[None]:
-        """Load many documents inside the block: without the index, which is built when the block ends well.
-
-        With an HNSW index in place PostgreSQL takes some hundred new rows a second, without it some ten thousand.
-        Searches meanwhile are exact.
-        """
-        tenant, spec = await self._known(collection, tenant_id)
-        table = self._table(spec)
-        await self._run_on(tenant, spec, drop_index, table)
-        await self._run(schema.save_state, table.physical, {})
-        self._states[table.physical] = IndexState()
-        self._build_after[table.physical] = float("inf")
-        try:
-            yield
-        finally:
-            self._build_after.pop(table.physical, None)
-        await self.rebuild_index(collection, tenant_id=tenant)
-
-    def _build_if_grown(self, tenant_id: str, spec: CollectionSpec, state: IndexState) -> None:
-        table = self._table(spec)
-        now = time.monotonic()
-        if state.index or not self._auto_build or table.options.type == "none" or table.physical in self._builds:
-            return
-        if self._build_after.get(table.physical, 0.0) > now:
-            return
-        # whether it has grown is looked at once in a while, not at each search
-        self._build_after[table.physical] = now + 2 * self._build_quiet_s
-        build = asyncio.ensure_future(self._build_grown(tenant_id, spec))
-        self._builds[table.physical] = build
-        build.add_done_callback(lambda _: self._builds.pop(table.physical, None))
-
-    async def _build_grown(self, tenant_id: str, spec: CollectionSpec) -> None:
-        try:
-            if await self._count(tenant_id, spec, None, None) >= self._build_threshold:
-                await self._rebuild_index(tenant_id, spec)
-        except StorageError:
-            logger.exception(
-                "storage.vectors.index_not_built",
-                extra={"backend": "pgvector", "entity_id": self._table(spec).physical},
-            )
-
 
 def _bind(table: CollectionStatements, tree: Optional[Filter]) -> Optional[BoundFilter]:
     return None if tree is None else bind_filter(tree, table.indexed)
-
-
-def _document(row: Row) -> VectorDocument:
-    return VectorDocument(
-        id=row[0],
-        namespace=row[1],
-        created_at=row[2],
-        content=row[3],
-        metadata=row[4],
-        vector=unpack_vector(row[5]),
-    )
-
-
-def _columns(documents: Sequence[PreparedDocument]) -> Mapping[str, Any]:
-    return {
-        "namespaces": [item.namespace for item in documents],
-        "ids": [item.id for item in documents],
-        "vectors": pack_vectors(np.stack([item.vector for item in documents])),
-        "contents": [encode_text(item.content) for item in documents],
-        "metadata": [item.metadata_json for item in documents],
-        "searches": [search_text(item.metadata, item.metadata_json) for item in documents],
-        "created": [item.created_at for item in documents],
-    }
-
-
-@write(atomic=False)
-async def _upsert_part(
-    tx: Transaction,
-    where: str,
-    table: CollectionStatements,
-    tenant_id: str,
-    name: str,
-    documents: Sequence[PreparedDocument],
-) -> int:
-    await prepare_connection(tx, where)
-    return await tx.run(
-        table.upsert, tenant=tenant_id, name=name, physical=table.physical, **_columns(documents)
-    )
-
-
-@write
-async def _upsert_parts(
-    tx: Transaction,
-    where: str,
-    table: CollectionStatements,
-    tenant_id: str,
-    name: str,
-    parts: Sequence[Sequence[PreparedDocument]],
-) -> int:
-    stored = 0
-    for part in parts:
-        stored = await _upsert_part(tx, where, table, tenant_id, name, part)
-        if not stored:
-            return 0
-    return stored
-
-
-@write(atomic=False)
-async def _delete_ids(
-    tx: Transaction, table: CollectionStatements, tenant_id: str, namespace: str, ids: List[str]
-) -> int:
-    return await tx.run(table.delete_ids, tenant=tenant_id, space=namespace, ids=ids)
-
-
-@write(atomic=False)
-async def _delete_where(
-    tx: Transaction,
-    table: CollectionStatements,
-    tenant_id: str,
-    namespace: str,
-    bound: Optional[BoundFilter],
-) -> int:
-    filters = {} if bound is None else bound.params
-    return await tx.run(table.delete_where(bound), tenant=tenant_id, space=namespace, **filters)
-
-
-@read
-async def _get(
-    tx: Transaction, table: CollectionStatements, tenant_id: str, namespace: str, ids: List[str]
-) -> List[Row]:
-    return await tx.all(table.get, tenant=tenant_id, space=namespace, ids=ids)
-
-
-@read
-async def _count(
-    tx: Transaction,
-    table: CollectionStatements,
-    tenant_id: str,
-    namespace: Optional[str],
-    bound: Optional[BoundFilter],
-) -> int:
-    filters: Dict[str, Any] = {} if bound is None else dict(bound.params)
-    if namespace is not None:
-        filters["space"] = namespace
-    row = await tx.one(table.count(bound, space=namespace is not None), tenant=tenant_id, **filters)
-    return int(row[0])
-
-
-@read
-async def _scroll(
-    tx: Transaction,
-    table: CollectionStatements,
-    tenant_id: str,
-    namespace: str,
-    bound: Optional[BoundFilter],
-    after_id: Optional[str],
-    limit: int,
-) -> List[Row]:
-    filters: Dict[str, Any] = {} if bound is None else dict(bound.params)
-    if after_id is not None:
-        filters["after"] = after_id
-    statement = table.scroll(bound, after=after_id is not None)
-    return await tx.all(statement, tenant=tenant_id, space=namespace, row_limit=limit, **filters)

@@ -16,7 +16,21 @@ import re
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
 
-from sqlalchemy import ARRAY, Boolean, Text, and_, any_, bindparam, cast, false, func, literal_column, not_, or_, true
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    false,
+    func,
+    literal_column,
+    not_,
+    or_,
+    true,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -25,7 +39,7 @@ from modules.store_common.values import decode_json
 
 __all__ = ["BoundFilter", "bind_filter", "filter_clause", "search_text"]
 
-_ORDERINGS = {
+_ORDERINGS: Dict[str, ColumnElement[Any]] = {
     "$gt": literal_column("'strict $ ? (@ > $x || exists(@[*] ? (@ > $x)))'::jsonpath"),
     "$gte": literal_column("'strict $ ? (@ >= $x || exists(@[*] ? (@ >= $x)))'::jsonpath"),
     "$lt": literal_column("'strict $ ? (@ < $x || exists(@[*] ? (@ < $x)))'::jsonpath"),
@@ -34,9 +48,9 @@ _ORDERINGS = {
 _COMPARE = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 # jsonb orders object > array > boolean > number > text > null, so non-empty lists lie between these two.
 # Source: PostgreSQL documentation, 8.14.4 "jsonb Indexing"
-_BELOW_LISTS = literal_column("'true'::jsonb")
-_ABOVE_LISTS = literal_column("'{}'::jsonb")
-_ABOVE_NUMBERS = literal_column("'false'::jsonb")
+_BELOW_LISTS: ColumnElement[Any] = literal_column("'true'::jsonb")
+_ABOVE_LISTS: ColumnElement[Any] = literal_column("'{}'::jsonb")
+_ABOVE_NUMBERS: ColumnElement[Any] = literal_column("'false'::jsonb")
 # More alternatives than this go into one array, which no index answers.
 _MAX_ALTERNATIVES = 16
 # In metadata JSON: NUL's escape, U+0001, and floats in exponent form; only then the twin differs from the text.
@@ -246,7 +260,7 @@ class _Clauses:
         )
         if not _has_tree(tree.path, self._indexed) or isinstance(tree.value, str):
             return exact
-        near = value.op(_COMPARE[tree.operator], return_type=Boolean())(self._json())
+        near: ColumnElement[bool] = value.op(_COMPARE[tree.operator], return_type=Boolean())(self._json())
         if tree.operator in ("$gt", "$gte"):
             near = and_(near, value < _ABOVE_NUMBERS)
         return and_(exact, or_(near, self._listed(value)))

@@ -29,7 +29,15 @@ from modules.store_common.ids import new_id
 if TYPE_CHECKING:
     from modules.storage.vectors.pgvector_statements import CollectionStatements
 
-__all__ = ["IndexState", "RecallReport", "build_index", "drop_index", "efforts", "measure_recall", "sample_vectors"]
+__all__ = [
+    "IndexState",
+    "RecallReport",
+    "build_index",
+    "drop_index",
+    "efforts",
+    "measure_recall",
+    "sample_vectors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +122,9 @@ _PROGRESS = Statement(
 
 
 @write
-async def _build(tx: Transaction, table: CollectionStatements, memory_mb: int, workers: int) -> Tuple[str, int]:
-    physical = quote_identifier(table.physical)
+async def _build(
+    tx: Transaction, table: CollectionStatements, memory_mb: int, workers: int
+) -> Tuple[str, int]:
     await tx.first(_SETTINGS, memory=f"{memory_mb}MB", workers=str(workers))
     await tx.first(_LOCK, physical=table.physical)
     before = await tx.all(_INDEXES, physical=table.physical, pattern=f"{table.physical}\\_a%")
@@ -124,29 +133,30 @@ async def _build(tx: Transaction, table: CollectionStatements, memory_mb: int, w
     for row in before:
         # last: it locks readers out until the commit
         await tx.run(Statement(text(f"DROP INDEX {quote_identifier(str(row[0]))}")))
-    await tx.run(Statement(text(f"ANALYZE {physical}")))
-    rows = await tx.one(Statement(text(f"SELECT count(*) FROM {physical}").columns(count=BigInteger)))
+    await tx.run(Statement(text(f"ANALYZE {quote_identifier(table.physical)}")))
+    counted = text(f"SELECT count(*) FROM {quote_identifier(table.physical)}").columns(count=BigInteger)
+    rows = await tx.one(Statement(counted))
     return name, int(rows[0])
 
 
 def _create_statement(table: CollectionStatements, name: str) -> Statement:
+    """Return the DDL of the index; a cast to the column's own type is no expression, PostgreSQL leaves it out."""
     options, dimension = table.options, table.dimension
     kind = options.indexed_type(dimension)
     operators = options.operator_class(table.metric, dimension)
-    if kind == options.column_type():
-        expression = f"embedding {quote_identifier(operators)}"
-    else:
-        expression = f"(CAST(embedding AS {quote_identifier(kind)}({int(dimension)}))) {quote_identifier(operators)}"
-    settings = (
-        f"lists = {int(options.lists)}"
-        if options.type == "ivfflat"
-        else f"m = {int(options.m)}, ef_construction = {int(options.ef_construction)}"
-    )
-    # every part above was made by the quoter or is a number
+    if options.type == "ivfflat":
+        return Statement(
+            text(
+                f"CREATE INDEX {quote_identifier(name)} ON {quote_identifier(table.physical)} USING ivfflat"
+                f" ((CAST(embedding AS {quote_identifier(kind)}({int(dimension)}))) {quote_identifier(operators)})"
+                f" WITH (lists = {int(options.lists)})"
+            )
+        )
     return Statement(
         text(
-            f"CREATE INDEX {quote_identifier(name)} ON {quote_identifier(table.physical)}"
-            f" USING {quote_identifier(options.type)} ({expression}) WITH ({settings})"
+            f"CREATE INDEX {quote_identifier(name)} ON {quote_identifier(table.physical)} USING hnsw"
+            f" ((CAST(embedding AS {quote_identifier(kind)}({int(dimension)}))) {quote_identifier(operators)})"
+            f" WITH (m = {int(options.m)}, ef_construction = {int(options.ef_construction)})"
         )
     )
 
@@ -159,7 +169,9 @@ async def drop_index(tx: Transaction, table: CollectionStatements) -> None:
         await tx.run(Statement(text(f"DROP INDEX {quote_identifier(str(row[0]))}")))
 
 
-async def build_index(executor: Executor, table: CollectionStatements, memory_mb: int, timeout_s: float) -> IndexState:
+async def build_index(
+    executor: Executor, table: CollectionStatements, memory_mb: int, timeout_s: float
+) -> IndexState:
     """Build the index anew; the old one serves until the new one is there. Writers wait, readers do not.
 
     Args:
@@ -255,7 +267,9 @@ def efforts(table: CollectionStatements) -> Tuple[int, ...]:
     if table.options.type == "hnsw":
         return _EF_SEARCH
     lists = table.options.lists
-    return tuple(sorted({min(lists, max(1, share * lists // 100)) for share in (1, 2, 5, 10, 20, 40, 70, 100)}))
+    return tuple(
+        sorted({min(lists, max(1, share * lists // 100)) for share in (1, 2, 5, 10, 20, 40, 70, 100)})
+    )
 
 
 @read

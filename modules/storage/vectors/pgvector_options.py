@@ -43,7 +43,9 @@ def quote_identifier(name: str) -> str:
         InvalidValueError: it is not 1 to 63 lower-case letters, digits and underscores.
     """
     if not isinstance(name, str) or not _IDENTIFIER.match(name):
-        raise InvalidValueError("a name in SQL is a letter and up to 62 lower-case letters, digits, underscores")
+        raise InvalidValueError(
+            "a name in SQL is a letter and up to 62 lower-case letters, digits, underscores"
+        )
     return f'"{name}"'
 
 

@@ -72,7 +72,9 @@ _TYPES: Dict[str, Any] = {
 _READ = Statement(
     text(f"SELECT {_COLUMNS} FROM {REGISTRY} WHERE tenant_id = :tenant AND name = :name").columns(**_TYPES)
 )
-_LIST = Statement(text(f"SELECT {_COLUMNS} FROM {REGISTRY} WHERE tenant_id = :tenant ORDER BY name").columns(**_TYPES))
+_LIST = Statement(
+    text(f"SELECT {_COLUMNS} FROM {REGISTRY} WHERE tenant_id = :tenant ORDER BY name").columns(**_TYPES)
+)
 _REGISTER = Statement(
     text(
         f"INSERT INTO {REGISTRY} (tenant_id, name, physical, dimension, metric, options, metadata, state)"
@@ -83,17 +85,21 @@ _REGISTER = Statement(
     ).columns(name=Text)
 )
 _UNREGISTER = Statement(
-    text(f"DELETE FROM {REGISTRY} WHERE tenant_id = :tenant AND name = :name RETURNING physical").columns(physical=Text)
+    text(f"DELETE FROM {REGISTRY} WHERE tenant_id = :tenant AND name = :name RETURNING physical").columns(
+        physical=Text
+    )
 )
 _SHARED = Statement(
-    text(f"SELECT EXISTS (SELECT 1 FROM {REGISTRY} WHERE physical = :physical) AS found").columns(found=Boolean)
+    text(f"SELECT EXISTS (SELECT 1 FROM {REGISTRY} WHERE physical = :physical) AS found").columns(
+        found=Boolean
+    )
 )
 _SAVE_STATE = Statement(
     text(f"UPDATE {REGISTRY} SET state = CAST(:state AS text)::json WHERE physical = :physical")
 )
 
 
-class _Verbatim(ClauseElement, Executable):
+class _Verbatim(Executable, ClauseElement):
     """Text that PostgreSQL itself made and quoted; nothing in it is looked for parameters."""
 
     inherit_cache = False
@@ -184,7 +190,9 @@ async def save_state(tx: Transaction, physical: str, state: Dict[str, Any]) -> N
 
 
 @write
-async def create_collection(tx: Transaction, tenant_id: str, spec: CollectionSpec, options: IndexOptions) -> Row:
+async def create_collection(
+    tx: Transaction, tenant_id: str, spec: CollectionSpec, options: IndexOptions
+) -> Row:
     """Register a collection, make its table if it is the first of its kind, and return its registration."""
     physical = physical_name(spec, options)
     await tx.first(_LOCK, physical=physical)

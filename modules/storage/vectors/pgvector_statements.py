@@ -55,7 +55,7 @@ _IVFFLAT_EFFORT = text(
     "(SELECT set_config('ivfflat.probes', :effort, true) || set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
     " || set_config('ivfflat.max_probes', :scan_limit, true)) IS NOT NULL"
 ).bindparams(bindparam("effort", type_=Text()), bindparam("scan_limit", type_=Text()))
-_ONE_IN_TEN = literal_column("hashtext(id) % 10 = 0")
+_ONE_IN_TEN: ColumnElement[Any] = literal_column("hashtext(id) % 10 = 0")
 
 
 class _Vector(UserDefinedType[Any]):
@@ -126,7 +126,9 @@ class CollectionStatements:
         return conditions
 
     def _query(self, kind: _Vector) -> ColumnElement[Any]:
-        given = cast(bindparam("query", type_=_Vector("vector", self.dimension)), _Vector("vector", self.dimension))
+        given = cast(
+            bindparam("query", type_=_Vector("vector", self.dimension)), _Vector("vector", self.dimension)
+        )
         return given if kind.kind == "vector" else cast(given, kind)
 
     def _distance(self, embedding: ColumnElement[Any], kind: _Vector) -> ColumnElement[Any]:
@@ -157,7 +159,9 @@ class CollectionStatements:
         if metadata:
             parts += [c.content, c.metadata]
         if vector:
-            whole = cast(c.embedding, _Vector("vector", self.dimension)) if self.options.halfvec else c.embedding
+            whole = (
+                cast(c.embedding, _Vector("vector", self.dimension)) if self.options.halfvec else c.embedding
+            )
             parts.append(func.vector_send(whole, type_=LargeBinary()).label("vector"))
         return parts
 
@@ -205,7 +209,8 @@ class CollectionStatements:
     def delete_where(self, bound: Optional[BoundFilter]) -> Statement:
         """Delete what passes a filter."""
         return self._kept(
-            ("delete", _shape(bound)), lambda: Statement(delete(self._table).where(*self._where(_tree(bound))))
+            ("delete", _shape(bound)),
+            lambda: Statement(delete(self._table).where(*self._where(_tree(bound)))),
         )
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -226,7 +231,9 @@ class CollectionStatements:
         return self._kept(
             ("count", _shape(bound), space),
             lambda: Statement(
-                select(func.count(type_=Integer())).select_from(self._table).where(*self._where(_tree(bound), space=space))
+                select(func.count(type_=Integer()))
+                .select_from(self._table)
+                .where(*self._where(_tree(bound), space=space))
             ),
         )
 
@@ -237,7 +244,10 @@ class CollectionStatements:
         return self._kept(
             ("scroll", _shape(bound), after),
             lambda: Statement(
-                select(*self._document()).where(*self._where(_tree(bound)), *more).order_by(c.id).limit(_LIMIT)
+                select(*self._document())
+                .where(*self._where(_tree(bound)), *more)
+                .order_by(c.id)
+                .limit(_LIMIT)
             ),
         )
 
@@ -250,7 +260,9 @@ class CollectionStatements:
         how many there were: the answer counts only when it is below the bound.
         """
         key = ("exact", _shape(bound), metadata, vector, bounded, recall)
-        return self._kept(key, lambda: Statement(self._exact(_tree(bound), metadata, vector, bounded, recall)))
+        return self._kept(
+            key, lambda: Statement(self._exact(_tree(bound), metadata, vector, bounded, recall))
+        )
 
     def _exact(self, tree: Optional[Filter], metadata: bool, vector: bool, bounded: bool, recall: str) -> Any:
         c = self._table.c
@@ -303,7 +315,11 @@ class CollectionStatements:
         )
         columns = [column for column in near.c if column.name != "distance"]
         order = [near.c.distance, near.c.id]
-        return select(literal_column("0", Integer()).label("seen"), near.c.distance, *columns).order_by(*order).limit(_BOUND)
+        return (
+            select(literal_column("0", Integer()).label("seen"), near.c.distance, *columns)
+            .order_by(*order)
+            .limit(_BOUND)
+        )
 
 
 def _shape(bound: Optional[BoundFilter]) -> Optional[str]:
