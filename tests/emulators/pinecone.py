@@ -16,7 +16,7 @@ import asyncio
 import json
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -294,7 +294,7 @@ class PineconeEmulator:
     @staticmethod
     def _data(data: EmulatedIndex, request: web.BaseRequest, path: str, body: Any) -> Any:
         query = request.query
-        posts = {
+        posts: Dict[str, Callable[[Any], Any]] = {
             "/vectors/upsert": data.upsert,
             "/vectors/delete": data.delete,
             "/vectors/update": data.update,
@@ -318,7 +318,7 @@ class PineconeEmulator:
 
 def _abort(request: web.BaseRequest) -> None:
     if request.transport is not None:
-        request.transport.abort()  # type: ignore[attr-defined]
+        request.transport.abort()
 
 
 def _body(data: bytes) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["EmulatedIndex", "RefusedError"]
+__all__ = ["EmulatedIndex", "RefusedError", "passes"]
 
 _METADATA_BYTES = 40 * 1024
 _RESULT_BYTES = 4 * 1024 * 1024
@@ -100,9 +100,7 @@ class EmulatedIndex:
         self._read()
         space = self._spaces.get(_namespace(body), {})
         _check_filter(body["filter"])
-        names = sorted(
-            item for item, row in space.items() if _passes(body["filter"], row.get("metadata", {}))
-        )
+        names = sorted(item for item, row in space.items() if passes(body["filter"], row.get("metadata", {})))
         page, following = _page(names, body.get("limit", 100), body.get("paginationToken"))
         answer: Dict[str, Any] = {
             "vectors": {item: space[item] for item in page},
@@ -123,7 +121,7 @@ class EmulatedIndex:
         rows = [
             row
             for row in self._spaces.get(namespace, {}).values()
-            if "filter" not in body or _passes(body["filter"], row.get("metadata", {}))
+            if "filter" not in body or passes(body["filter"], row.get("metadata", {}))
         ]
         matches = [
             self._match(row, score, body) for row, score in self._nearest(body["vector"], rows, body["topK"])
@@ -192,7 +190,7 @@ class EmulatedIndex:
             gone = body.get("ids") or [
                 item
                 for item, row in space.items()
-                if body.get("deleteAll") or _passes(body["filter"], row.get("metadata", {}))
+                if body.get("deleteAll") or passes(body["filter"], row.get("metadata", {}))
             ]
             for item in gone:
                 space.pop(item, None)
@@ -321,12 +319,12 @@ def _check_condition(given: Any) -> None:
             raise RefusedError(f"{operator} does not take this operand")
 
 
-def _passes(given: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+def passes(given: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     for key, value in given.items():
         if key == "$and":
-            holds = all(_passes(part, metadata) for part in value)
+            holds = all(passes(part, metadata) for part in value)
         elif key == "$or":
-            holds = any(_passes(part, metadata) for part in value)
+            holds = any(passes(part, metadata) for part in value)
         else:
             conditions = value if isinstance(value, dict) else {"$eq": value}
             holds = all(
@@ -347,13 +345,16 @@ def _holds(operator: str, operand: Any, found: Any) -> bool:
     if operator in ("$ne", "$nin"):
         return not any(_same(element, item) for element in elements for item in wanted)
     numbers = [item for item in elements if isinstance(item, (int, float)) and not isinstance(item, bool)]
-    compare = {
-        "$gt": lambda a: a > operand,
-        "$gte": lambda a: a >= operand,
-        "$lt": lambda a: a < operand,
-        "$lte": lambda a: a <= operand,
-    }[operator]
-    return any(compare(item) for item in numbers)
+    compare = _ORDER[operator]
+    return any(compare(item, operand) for item in numbers)
+
+
+_ORDER: Dict[str, Callable[[Any, Any], bool]] = {
+    "$gt": lambda a, b: a > b,
+    "$gte": lambda a, b: a >= b,
+    "$lt": lambda a, b: a < b,
+    "$lte": lambda a, b: a <= b,
+}
 
 
 def _same(a: Any, b: Any) -> bool:

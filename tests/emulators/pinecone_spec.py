@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped,unused-ignore]
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -44,8 +44,8 @@ class _Document:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         with path.open(encoding="utf-8") as file:
             self.content: Dict[str, Any] = yaml.load(file, loader)
-        _array_limits(self.content)
-        resource: Resource[Any] = Resource(contents=self.content, specification=DRAFT202012)
+        _tightened(self.content)
+        resource: Resource[Any] = DRAFT202012.create_resource(self.content)
         self._registry: Registry[Any] = Registry().with_resource("spec", resource)
         self._validators: Dict[str, Draft202012Validator] = {}
         self._routes: List[Tuple[str, re.Pattern[str], str]] = []
@@ -81,18 +81,20 @@ class _Document:
         return self.schema(node["$ref"][1:]) if "$ref" in node else node
 
 
-def _array_limits(node: Any) -> None:
-    """The files give arrays minLength and maxLength, by which items are meant."""
+def _tightened(node: Any) -> None:
+    """The files give arrays minLength and maxLength, by which items are meant, and the values of texts as x-enum."""
     if isinstance(node, dict):
+        if "x-enum" in node:
+            node["enum"] = node["x-enum"]
         if node.get("type") == "array":
             for wrong, right in (("minLength", "minItems"), ("maxLength", "maxItems")):
                 if wrong in node:
                     node[right] = node.pop(wrong)
         for child in node.values():
-            _array_limits(child)
+            _tightened(child)
     elif isinstance(node, list):
         for child in node:
-            _array_limits(child)
+            _tightened(child)
 
 
 @functools.cache
