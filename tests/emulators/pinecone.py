@@ -34,6 +34,13 @@ __all__ = ["PineconeEmulator", "Seen"]
 
 _REQUEST_BYTES = 2 * 1024 * 1024
 _CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS"}
+_FAULTS = {
+    "throttle": (429, "too many requests"),
+    "unavailable": (503, "try again"),
+    "refuse": (400, "as the test asked"),
+    "no-namespace": (404, "Namespace not found"),
+    "no-index": (404, "Resource not found"),
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class PineconeEmulator:
         """Answer the next requests (to `path`; None: any) wrongly.
 
         Kinds: throttle (429), unavailable (503), drop (the connection), lose (done, but the connection drops before the
-        answer), hang (until the end), refuse (400), garbage (not JSON).
+        answer), hang (until the end), refuse (400), garbage (not JSON), no-namespace and no-index (404).
         """
         self._faults.append(_Fault(kind, times, path, retry_after))
 
@@ -222,9 +229,9 @@ class PineconeEmulator:
         fault: Optional[_Fault],
     ) -> Tuple[int, Any]:
         plane = "control" if index is None else "data"
-        wrong = {"throttle": 429, "unavailable": 503, "refuse": 400}.get(fault.kind if fault else "")
+        wrong = _FAULTS.get(fault.kind if fault else "")
         if wrong is not None:
-            return wrong, _error(plane, wrong, "as the test asked")
+            return wrong[0], _error(plane, *wrong)
         try:
             if index is None:
                 return await self._control(request.method, path, version, body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Tuple
@@ -27,7 +26,6 @@ from modules.storage.vectors.models import DistanceMetric, VectorDocument
 from modules.storage.vectors.pinecone import PineconeProvider
 from modules.store_common.errors import InvalidValueError, MissingDependencyError
 from tests.emulators.pinecone import PineconeEmulator
-from tests.emulators.pinecone_spec import ViolationError
 
 MakeOpen = Callable[..., Awaitable[PineconeProvider]]
 
@@ -159,6 +157,39 @@ async def test_a_wrong_answer_is_our_error_and_tells_no_secret(
         await provider.search("docs", [0.123456, 0])
     assert emulator.api_key not in f"{caught.value!r} {caught.value}"
     assert "0.123456" not in str(caught.value)
+
+
+_READS: List[Tuple[str, Callable[[PineconeProvider], Awaitable[Any]]]] = [
+    ("/vectors/fetch", lambda provider: provider.get("docs", ["d00000"])),
+    ("/query", lambda provider: provider.search("docs", [1, 0])),
+    ("/vectors/list", lambda provider: provider.clear_namespace("docs")),
+    ("/vectors/fetch_by_metadata", lambda provider: provider.delete_where("docs", {"n": 1})),
+]
+
+
+@pytest.mark.parametrize(("path", "read"), _READS)
+async def test_a_namespace_that_is_not_there_is_empty_but_an_index_is_an_error(
+    emulator: PineconeEmulator,
+    make: MakeOpen,
+    path: str,
+    read: Callable[[PineconeProvider], Awaitable[Any]],
+) -> None:
+    provider = await filled(await make())
+    emulator.fault("no-namespace", path=path)
+    assert not await read(provider)
+    emulator.fault("no-index", path=path)
+    with pytest.raises(VectorStoreError, match="not found"):
+        await read(provider)
+
+
+@pytest.mark.parametrize("kind", ["no-namespace", "no-index"])
+async def test_an_upsert_that_is_not_found_is_never_a_success(
+    emulator: PineconeEmulator, make: MakeOpen, kind: str
+) -> None:
+    provider = await filled(await make())
+    emulator.fault(kind, path="/vectors/upsert")
+    with pytest.raises(VectorStoreError, match="not found"):
+        await provider.upsert("docs", documents(1))
 
 
 async def test_a_wrong_key_is_told_and_leaves_nothing_open(emulator: PineconeEmulator) -> None:
@@ -377,62 +408,3 @@ async def test_a_filter_that_cannot_be_answered_fully_says_so(
     assert "200" in cut.reason
     asked = await provider.search("docs", [1, 0], top_k=3, filter={"kind": "far"})
     assert (len(asked), asked.complete) == (3, True)
-
-
-# --- the emulator itself ------------------------------------------------------------------------------------------
-
-
-async def _posted(emulator: PineconeEmulator, provider: PineconeProvider, path: str, body: Any) -> int:
-    data = provider._open()[1].data.host
-    headers = {"Api-Key": emulator.api_key, "X-Pinecone-Api-Version": "2026-04"}
-    async with httpx.AsyncClient() as client:
-        return (await client.post(f"{data}{path}", content=json.dumps(body), headers=headers)).status_code
-
-
-_WRONG: List[Tuple[str, Any]] = [
-    ("/query", {"topK": 0, "vector": [1, 0]}),
-    ("/query", {"vector": [1, 0]}),
-    ("/query", {"topK": 1, "vector": "x"}),
-    ("/query", {"topK": 1, "vector": [1, 0], "top_k": 5}),
-    ("/vectors/upsert", {"vectors": []}),
-    ("/vectors/upsert", {"vectors": [{"values": [1, 0]}]}),
-    ("/vectors/upsert", {"vectors": [{"id": "x" * 513, "values": [1, 0]}]}),
-    ("/vectors/upsert", {"vectors": [{"id": str(n), "values": [1, 0]} for n in range(1001)]}),
-    ("/vectors/nothing", {}),
-]
-
-
-@pytest.mark.parametrize(("path", "body"), _WRONG)
-async def test_what_is_not_of_the_specification_fails_the_test(path: str, body: Any) -> None:
-    async with PineconeEmulator() as emulator:
-        if not emulator.specification.found:
-            pytest.skip("no OpenAPI files in ../shared/spec/pinecone")
-        provider = new_provider(emulator)
-        await provider.initialize()
-        assert await _posted(emulator, provider, "/query", {"topK": 1, "vector": [1, 0]}) == 200
-        emulator.check()
-        assert await _posted(emulator, provider, path, body) == 400
-        await provider.shutdown()
-        with pytest.raises(ViolationError):
-            emulator.check()
-
-
-async def test_a_wrong_response_fails_the_test_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with PineconeEmulator() as emulator:
-        if not emulator.specification.found:
-            pytest.skip("no OpenAPI files in ../shared/spec/pinecone")
-        provider = await filled(await _opened(emulator))
-        emulator.check()
-        monkeypatch.setattr(
-            "tests.emulators.pinecone_index.EmulatedIndex.stats", lambda self: {"dimension": "two"}
-        )
-        await provider.health_check()
-        await provider.shutdown()
-        with pytest.raises(ViolationError, match="describe_index_stats"):
-            emulator.check()
-
-
-async def _opened(emulator: PineconeEmulator) -> PineconeProvider:
-    provider = new_provider(emulator)
-    await provider.initialize()
-    return provider

@@ -86,7 +86,7 @@ class Connection:
         self._sdk: Any = pinecone
         self._options = options
         self._indexes: Dict[str, Index] = {}
-        self._opening = asyncio.Lock()
+        self._opening: Dict[str, asyncio.Lock] = {}
         try:
             self._control = pinecone.AsyncPinecone(
                 api_key=options.api_key,
@@ -121,7 +121,7 @@ class Connection:
         known = self._indexes.get(name)
         if known is not None:
             return known
-        async with self._opening:
+        async with self._opening.setdefault(name, asyncio.Lock()):
             if name not in self._indexes:
                 model = await self._describe(name)
                 if model is None:
@@ -132,9 +132,7 @@ class Connection:
             return self._indexes[name]
 
     async def _describe(self, name: str) -> Any:
-        return await self.call(
-            "describe_index", lambda: self._control.indexes.describe(name), missing_is_none=True
-        )
+        return await self.call("describe_index", lambda: self._control.indexes.describe(name), missing="")
 
     async def _create(self, name: str, dimension: int, metric: str) -> None:
         async def create() -> None:
@@ -205,11 +203,16 @@ class Connection:
         operation: str,
         send: Callable[[], Awaitable[Result]],
         *,
-        missing_is_none: bool = False,
+        missing: Optional[str] = None,
     ) -> Any:
         """Return what `send` gives; repeat it while Pinecone is busy or out of reach, until the deadline.
 
         Everything that is sent may be sent twice: upserts and deletes say what is to be, not what is to change.
+
+        Args:
+            operation: For messages.
+            send: Sends one request.
+            missing: Return None for an answer "not found" that has this word; None: that is an error.
 
         Raises:
             VectorRateLimitedError: it still asked to slow down.
@@ -223,7 +226,7 @@ class Connection:
             try:
                 return await asyncio.wait_for(send(), max(ends - time.monotonic(), 0.001))
             except self._sdk.NotFoundError as exc:
-                if missing_is_none:
+                if missing is not None and missing in str(exc.message).lower():
                     return None
                 raise VectorStoreError(f"Pinecone's {operation} says: not found") from exc
             except self._sdk.RateLimitError as exc:

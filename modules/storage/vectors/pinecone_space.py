@@ -14,6 +14,8 @@ from modules.storage.vectors.pinecone_records import STAMP, Record, batches, fet
 __all__ = ["Space", "namespace_counts", "until"]
 
 _PAGE = 100
+#: By this word an answer "not found" is about the namespace, and not about the whole index.
+_NAMESPACE = "namespace"
 _DELETE_IDS = 1000
 _PARALLEL_WRITES = 4
 _MAX_TOP_K = 10_000
@@ -109,7 +111,8 @@ class Space:
 
         def one(batch: List[Record]) -> Any:
             vectors = [{"id": item.id, "values": item.values, "metadata": item.fields} for item in batch]
-            return lambda: self._call("upsert", self.index.data.upsert, vectors=vectors)
+            send = functools.partial(self.index.data.upsert, vectors=vectors, namespace=self.namespace)
+            return lambda: self._connection.call("upsert", send)
 
         await in_parallel([one(batch) for batch in batches(records)], _PARALLEL_WRITES)
 
@@ -128,7 +131,7 @@ class Space:
         await self._connection.call(
             "delete_namespace",
             lambda: self.index.data.delete_namespace(name=self.namespace),
-            missing_is_none=True,
+            missing=_NAMESPACE,
         )
 
     async def wait_until_written(self, records: Sequence[Record], timeout_s: float) -> None:
@@ -168,7 +171,7 @@ class Space:
     async def _call(self, operation: str, method: Callable[..., Any], **arguments: Any) -> Any:
         # a namespace without records does not exist for Pinecone, which some calls answer with 404
         return await self._connection.call(
-            operation, lambda: method(namespace=self.namespace, **arguments), missing_is_none=True
+            operation, lambda: method(namespace=self.namespace, **arguments), missing=_NAMESPACE
         )
 
 
