@@ -76,7 +76,7 @@ async def run(url: str, kind: str, rows: int, dimension: int, queries: int) -> D
     provider = PgvectorProvider(pool.executor, auto_build=False)
     await provider.initialize()
     await provider.delete_collection("bench")
-    await provider.create_collection("bench", dimension)
+    await provider.create_collection("bench", dimension, index={"index_metadata": ["n"]})
     physical = next(iter(provider._tables))
     raw: Any = await asyncpg.connect(url)
     await register_vector(raw)
@@ -133,6 +133,10 @@ async def run(url: str, kind: str, rows: int, dimension: int, queries: int) -> D
         "unfiltered": (search, None),
         "filter 1 %": (lambda n: search(n, {"hundred": 7}), lambda n: n % 100 == 7),
         "filter 1 %, range": (lambda n: search(n, {"hundred": {"$gte": 99}}), lambda n: n % 100 >= 99),
+        "filter 1 %, range, B-tree": (
+            lambda n: search(n, {"n": {"$lt": rows // 100}}),
+            lambda n: n < rows // 100,
+        ),
         "filter 10 %, range": (lambda n: search(n, {"hundred": {"$lt": 10}}), lambda n: n % 100 < 10),
         "filter 50 %": (lambda n: search(n, {"lang": "en"}), lambda n: n % 2 == 1),
     }

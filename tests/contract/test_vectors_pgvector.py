@@ -86,7 +86,7 @@ async def test_search_through_the_index_is_full_and_meets_its_target(provider: A
     state = await provider.index_state("docs")
     assert state.rows == 6000
     assert state.index
-    for filter, kept in (
+    for chosen, kept in (
         (None, given),
         ({"ten": {"$lt": 9}}, [item for item in given if item.metadata["ten"] < 9]),
         ({"n": {"$lt": 7}}, given[:7]),
@@ -94,7 +94,7 @@ async def test_search_through_the_index_is_full_and_meets_its_target(provider: A
         hits = 0
         for seed in range(10):
             query = np.random.default_rng(100 + seed).normal(size=16)
-            found = await provider.search("docs", query, top_k=10, filter=filter)
+            found = await provider.search("docs", query, top_k=10, filter=chosen)
             assert len(found) == min(10, len(kept))
             assert found.complete
             hits += len({hit.document.id for hit in found} & set(truth(query, kept, 10)))

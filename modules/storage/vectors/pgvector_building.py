@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from typing import Any, AsyncIterator, Dict, Optional, Sequence
+from typing import Any, AsyncIterator, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from modules.storage.vectors.errors import VectorNotFoundError, VectorUnavailabl
 from modules.storage.vectors.models import Vector
 from modules.storage.vectors.pgvector_index import (
     IndexState,
+    Pair,
     RecallReport,
     between,
     build_index,
@@ -136,14 +137,18 @@ class IndexedProvider(VectorProvider):
         top_k: int = 10,
     ) -> RecallReport:
         table, where = self._table(spec), self._enter_open()
+        matrix = np.empty((0, spec.dimension), dtype=np.float32)
         if queries is None:
             drawn = await self._run_on(tenant_id, spec, sample_vectors, where, table, tenant_id, sample)
-            matrix = between(drawn) if drawn else np.empty((0, spec.dimension), dtype=np.float32)
+            made_of: List[Set[Pair]] = []
+            if drawn:
+                matrix, made_of = between(drawn)
         else:
             matrix = prepare_matrix(queries, spec, "the query vector")
+            made_of = [set() for _ in matrix]
         if len(matrix):
             state = await measure_recall(
-                self._executor, where, table, tenant_id, state, matrix, top_k=top_k, adapt=adapt
+                self._executor, where, table, tenant_id, state, matrix, made_of, top_k=top_k, adapt=adapt
             )
         await self._run(schema.save_state, table.physical, dict(state.to_json()))
         self._states[table.physical] = state

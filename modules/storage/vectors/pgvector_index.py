@@ -30,16 +30,24 @@ if TYPE_CHECKING:
     from modules.storage.vectors.pgvector_statements import CollectionStatements
 
 __all__ = [
+    "EXACT_NUMBERS",
+    "FILTERED_TARGET",
     "IndexState",
+    "Pair",
     "RecallReport",
+    "between",
     "build_index",
     "drop_index",
     "efforts",
     "measure_recall",
     "sample_vectors",
+    "scan_limit",
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Namespace and id of a document.
+Pair = Tuple[str, str]
 
 #: Filtered searches through the index shall find this share of the true nearest.
 FILTERED_TARGET = 0.95
@@ -47,7 +55,7 @@ FILTERED_TARGET = 0.95
 EXACT_NUMBERS = 100_000_000
 # Source: pgvector README, hnsw.ef_search: 1 to 1000
 _EF_SEARCH = (40, 64, 100, 160, 250, 400, 640, 1000)
-_FETCHES = (4, 8, 16)
+_FETCHES = (4, 8)
 _PROGRESS_EVERY_S = 2.0
 
 
@@ -241,25 +249,29 @@ async def _report_progress(executor: Executor, table: CollectionStatements) -> N
 @read
 async def sample_vectors(
     tx: Transaction, schema: str, table: CollectionStatements, tenant_id: str, count: int
-) -> List[NDArray[np.float32]]:
-    """Return stored vectors of the tenant, drawn at random."""
+) -> List[Tuple[Tuple[str, str], NDArray[np.float32]]]:
+    """Return (namespace, id) and vector of documents of the tenant, drawn at random."""
     await prepare_connection(tx, schema)
     statement = Statement(
         text(
-            f"SELECT vector_send(CAST(embedding AS vector({int(table.dimension)}))) AS v"
+            f"SELECT namespace, id, vector_send(CAST(embedding AS vector({int(table.dimension)}))) AS v"
             f" FROM {quote_identifier(table.physical)}"
             " WHERE tenant_id = :tenant ORDER BY random() LIMIT :count"
-        ).columns(v=LargeBinary)
+        ).columns(namespace=Text, id=Text, v=LargeBinary)
     )
-    return [unpack_vector(row[0]) for row in await tx.all(statement, tenant=tenant_id, count=count)]
+    rows = await tx.all(statement, tenant=tenant_id, count=count)
+    return [((str(row[0]), str(row[1])), unpack_vector(row[2])) for row in rows]
 
 
-def between(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return queries near, but not at, stored vectors: each with half of another one added."""
-    matrix = np.stack(vectors)
+def between(
+    drawn: Sequence[Tuple[Pair, NDArray[np.float32]]],
+) -> Tuple[NDArray[np.float32], List[Set[Pair]]]:
+    """Return queries near, but not at, stored vectors, each with half of another one added; and what made each."""
+    matrix = np.stack([vector for _, vector in drawn])
     mixed: NDArray[np.float32] = matrix + np.float32(0.5) * np.roll(matrix, 1, axis=0)
     lengths = np.linalg.norm(mixed, axis=1)
-    return np.where((lengths > 0)[:, None], mixed, matrix).astype(np.float32)
+    queries: NDArray[np.float32] = np.where((lengths > 0)[:, None], mixed, matrix).astype(np.float32)
+    return queries, [{pair, drawn[position - 1][0]} for position, (pair, _) in enumerate(drawn)]
 
 
 def efforts(table: CollectionStatements) -> Tuple[int, ...]:
@@ -283,7 +295,7 @@ async def _found(
     top_k: int,
     effort: int,
     fetch: int,
-) -> List[Set[Tuple[str, str]]]:
+) -> List[Set[Pair]]:
     """Return the (namespace, id) pairs that each query finds; effort 0: exactly."""
     await prepare_connection(tx, schema)
     results = []
@@ -318,20 +330,34 @@ async def measure_recall(
     tenant_id: str,
     state: IndexState,
     queries: NDArray[np.float32],
+    sources: Sequence[Set[Pair]],
     *,
     top_k: int = 10,
     adapt: bool = True,
 ) -> IndexState:
-    """Return `state` with the recall measured; when `adapt`, with the least effort that meets the target."""
-    packed = pack_vectors(queries)
+    """Return `state` with the recall measured; when `adapt`, with the least effort that meets the target.
 
-    async def found(kind: str, effort: int, fetch: int = 1) -> List[Set[Tuple[str, str]]]:
+    Args:
+        executor: The database.
+        schema: Where the extension lies.
+        table: The collection's.
+        tenant_id: Whose documents.
+        state: Of the index.
+        queries: Shape (queries, dimension).
+        sources: Of each query the documents it was made of: too easy to find, so they do not count.
+        top_k: How many of the nearest are compared.
+        adapt: False measures the efforts in use.
+    """
+    packed = pack_vectors(queries)
+    wanted = top_k + max((len(item) for item in sources), default=0)
+
+    async def found(kind: str, effort: int, fetch: int = 1) -> List[Set[Pair]]:
         # in slices, so that no call comes near its deadline
-        results: List[Set[Tuple[str, str]]] = []
+        results: List[Set[Pair]] = []
         for start in range(0, len(packed), 5):
             part = packed[start : start + 5]
-            results += await executor.run(_found, schema, table, tenant_id, part, kind, top_k, effort, fetch)
-        return results
+            results += await executor.run(_found, schema, table, tenant_id, part, kind, wanted, effort, fetch)
+        return [pairs - made_of for pairs, made_of in zip(results, sources)]
 
     ladder = efforts(table) if adapt else (state.effort,)
     truth = await found("plain", 0)
@@ -341,7 +367,7 @@ async def measure_recall(
         if recall >= table.options.target_recall:
             break
     truth = await found("filtered", 0)
-    steps = [(effort, fetch) for effort in ladder if effort >= state.effort for fetch in _FETCHES[:2]]
+    steps = [(effort, fetch) for effort in ladder if effort >= state.effort for fetch in _FETCHES]
     if not adapt:
         steps = [(state.filtered_effort, state.filtered_fetch)]
     for effort, fetch in steps:

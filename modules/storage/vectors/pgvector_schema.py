@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 REGISTRY = "atlas_pgvector_collections"
-MINIMUM_VERSION = (0, 8)
+_MINIMUM_VERSION = (0, 8)
 # Any number that nobody else takes: "pgv" and a serial
 _SETUP_LOCK = 7_370_001
 
@@ -157,11 +157,11 @@ async def _create_extension(tx: Transaction) -> None:
 
 
 def _check_version(installed: str, available: str) -> None:
-    if _version(installed) >= MINIMUM_VERSION:
+    if _version(installed) >= _MINIMUM_VERSION:
         return
     way = (
         "run ALTER EXTENSION vector UPDATE"
-        if _version(available) >= MINIMUM_VERSION
+        if _version(available) >= _MINIMUM_VERSION
         else "install a newer pgvector on the server"
     )
     raise NotConfiguredError(f"pgvector {installed} is too old; 0.8 or newer is needed: {way}")

@@ -29,7 +29,7 @@ from modules.storage.vectors.ranking import exact_scores
 __all__ = ["Plan", "Scopes", "make_results", "search_exactly", "search_index", "search_index_forced"]
 
 #: Rows beyond those wanted, so that rounding in the engine cannot put a tie on the wrong side of the border.
-SPARE = 8
+_SPARE = 8
 # Above so many numbers the vectors are not fetched to score them once more.
 _RESCORED_NUMBERS = 400_000
 _REMEMBERED_S = 60.0
@@ -136,7 +136,7 @@ async def search_exactly(tx: Transaction, plan: Plan, vector: bytes, bounded: bo
         plan.bound, metadata=plan.query.include_metadata, vector=plan.with_vectors, bounded=bounded
     )
     more = {"bound": plan.few} if bounded else {}
-    rows = await tx.all(statement, row_limit=plan.query.top_k + SPARE, **more, **plan.params(vector))
+    rows = await tx.all(statement, row_limit=plan.query.top_k + _SPARE, **more, **plan.params(vector))
     return None if rows and rows[0][0] >= plan.few else rows
 
 
@@ -147,7 +147,7 @@ async def search_index(tx: Transaction, plan: Plan, vector: bytes) -> List[Row]:
     statement = plan.table.indexed_search(
         plan.bound, metadata=plan.query.include_metadata, vector=plan.with_vectors
     )
-    wanted = plan.query.top_k + SPARE
+    wanted = plan.query.top_k + _SPARE
     filtered = plan.bound is not None
     return await tx.all(
         statement,
