@@ -29,7 +29,9 @@ from modules.Tools.Base_Tools.kv_store import (
     NamespaceQuotaExceededError,
     ValueSerializationError,
 )
-from tests.support.kv import kv, kv_pool  # noqa: F401
+from tests.support import kv as support
+
+kv, kv_pool = support.kv, support.kv_pool
 
 
 async def test_a_value_comes_back_with_its_version(kv: KeyValueStore) -> None:
@@ -42,7 +44,9 @@ async def test_a_value_comes_back_with_its_version(kv: KeyValueStore) -> None:
     assert (entry.namespace, entry.key, entry.version, entry.expires_at) == ("app", "colour", 2, None)
     assert entry.size_bytes == len("colour") + len(b'["red",null,1.5]')
     assert entry.created_at <= entry.updated_at <= datetime.now(timezone.utc)
-    assert entry.created_at.tzinfo is timezone.utc or entry.created_at.utcoffset() == timezone.utc.utcoffset(None)
+    assert entry.created_at.tzinfo is timezone.utc or entry.created_at.utcoffset() == timezone.utc.utcoffset(
+        None
+    )
     assert entry.to_dict()["value"] == ["red", None, 1.5]
 
 
@@ -110,7 +114,10 @@ async def test_delete_says_whether_it_was_there(kv: KeyValueStore) -> None:
     assert await kv.delete("app", "k") is False
     with pytest.raises(ConcurrencyError):
         await kv.delete("app", "k", expected_version=1)
-    assert await kv.set("app", "k", 1) == 1, "versions start again"
+    assert await kv.set("app", "k", b"1") == 1, "versions start again"
+    assert await kv.delete("app", "k") is True
+    await kv.set("app", "k", 1, ttl_seconds=1000)
+    assert await kv.delete("app", "k") is True
 
 
 async def test_compare_and_set_by_value(kv: KeyValueStore) -> None:
@@ -118,7 +125,9 @@ async def test_compare_and_set_by_value(kv: KeyValueStore) -> None:
     assert await kv.compare_and_set("app", "k", "again", expected=ABSENT) == 0
     assert await kv.compare_and_set("app", "k", "x", expected="no") == 0
     assert await kv.compare_and_set("app", "k", {"a": 1, "b": 2}, expected="first") == 2
-    assert await kv.compare_and_set("app", "k", 1, expected={"b": 2, "a": 1}) == 3, "key order does not matter"
+    assert await kv.compare_and_set("app", "k", 1, expected={"b": 2, "a": 1}) == 3, (
+        "key order does not matter"
+    )
     assert await kv.compare_and_set("app", "k", 0, expected=True) == 0
     assert await kv.compare_and_set("app", "k", 0, expected=1.0) == 0
     assert await kv.compare_and_set("app", "k", 0, expected=b"1") == 0
@@ -238,7 +247,15 @@ async def test_a_list_is_stable_while_others_write(kv: KeyValueStore) -> None:
     await kv.set("app", "k3a", "after it")
 
     rest = await kv.list("app", limit=10, cursor=first.next_cursor)
-    assert [entry.key for entry in first.entries + rest.entries] == ["k0", "k1", "k2", "k3", "k3a", "k4", "k5"]
+    assert [entry.key for entry in first.entries + rest.entries] == [
+        "k0",
+        "k1",
+        "k2",
+        "k3",
+        "k3a",
+        "k4",
+        "k5",
+    ]
 
 
 _HARD_KEYS = [
@@ -268,7 +285,7 @@ _HARD_KEYS = [
 
 @pytest.mark.parametrize("prefix", [*_HARD_KEYS, "", "%", "_", "a ", "\U0010fffe", "\x80"])
 async def test_prefixes_are_literal_and_in_code_point_order(kv: KeyValueStore, prefix: str) -> None:
-    await kv.set_many("app", {key: None for key in _HARD_KEYS})
+    await kv.set_many("app", dict.fromkeys(_HARD_KEYS))
 
     seen: List[str] = []
     cursor = None

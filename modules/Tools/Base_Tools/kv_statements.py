@@ -351,9 +351,9 @@ SET_VERSION = Statement(
 
 TOUCH = Statement(update(_E).where(_THIS, _LIVE).values(expires_at=after_now(_TTL)).returning(_C.version))
 
-_ALIVE = case((_LIVE, _ONE), else_=_ZERO).label("alive")
-#: Removes an expired entry too, and says whether it was live.
-DELETE = Statement(delete(_E).where(_THIS).returning(_ALIVE))
+#: Removes an expired entry too. Whether it was live is told by the caller from the two times: SQLite 3.40 takes
+#: "expires_at IS NULL" for false in a RETURNING, whatever the row holds.
+DELETE = Statement(delete(_E).where(_THIS).returning(_C.expires_at, utc_now().label("now")))
 DELETE_VERSION = Statement(
     delete(_E)
     .where(_THIS, _LIVE, _C.version == bindparam("expected", type_=BigInteger))
