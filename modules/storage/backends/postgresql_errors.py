@@ -31,6 +31,9 @@ _DEADLINE: _Make = lambda: errors.DeadlineExceededError(  # noqa: E731
 
 _BY_STATE: Dict[str, _Make] = {
     "23505": lambda: errors.AlreadyExistsError("a row with this key exists"),
+    "25P02": lambda: errors.StatementError(
+        "an earlier statement of this transaction failed, so PostgreSQL can only roll it back"
+    ),
     "25P03": _DEADLINE,
     "26000": lambda: errors.StatementError(
         "PostgreSQL lost a prepared statement: a pooler in transaction mode is in front; set sql.pooler to transaction"

@@ -154,8 +154,13 @@ class PostgresExecutor:
         alone: R = await self._run(pool, operation.function, operation, args, kwargs, deadline)
         return alone
 
-    def unit(self, deadline: float) -> PostgresUnit:
-        """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
+    def unit(self, deadline: float, owner: Any = None) -> PostgresUnit:
+        """Return a new transaction for a unit of work, not yet begun.
+
+        Args:
+            deadline: Monotonic time in seconds.
+            owner: The task that the unit belongs to; of no use here, where each unit has a connection of its own.
+        """
         self._here()
         return PostgresUnit(self, deadline)
 

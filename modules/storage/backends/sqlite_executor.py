@@ -136,10 +136,15 @@ class SQLiteExecutor:
         result: T = await turn.call.result(deadline, lambda call: None)
         return result
 
-    def unit(self, deadline: float) -> SQLiteUnit:
-        """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
+    def unit(self, deadline: float, owner: Any = None) -> SQLiteUnit:
+        """Return a new transaction for a unit of work, not yet begun.
+
+        Args:
+            deadline: Monotonic time in seconds.
+            owner: The task that the unit belongs to, whichever task uses it first.
+        """
         self._thread(writes=True)
-        return SQLiteUnit(self, deadline)
+        return SQLiteUnit(self, deadline, owner)
 
     def orm_engine(self) -> AsyncEngine:
         """Return the async SQLAlchemy engine for sessions inside units of work."""
@@ -154,9 +159,9 @@ class SQLiteExecutor:
         self._refuse_self_wait(writes=True)
         return WriterTurn(self._thread(writes=True), deadline)
 
-    def holding(self, turn: WriterTurn) -> None:
-        """Remember that the current task holds `turn`, until `released`."""
-        self._turn_holders[asyncio.current_task()] = turn
+    def holding(self, turn: WriterTurn, owner: Any = None) -> None:
+        """Remember that `owner` (None: the current task) holds `turn`, until `released`."""
+        self._turn_holders[asyncio.current_task() if owner is None else owner] = turn
 
     def released(self, turn: WriterTurn) -> None:
         """Forget `turn`."""

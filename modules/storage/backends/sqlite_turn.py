@@ -52,6 +52,11 @@ class WriterTurn:
         """Whether the transaction was begun and has not ended."""
         return self._open and self._ended is None
 
+    @property
+    def ended(self) -> Optional[StorageError]:
+        """What calls get that come after the end; None while it has not ended."""
+        return self._ended
+
     async def begin(self) -> None:
         """Wait for the turn and begin the transaction.
 
