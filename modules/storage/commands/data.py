@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
 import typer
 
@@ -12,7 +12,12 @@ from modules.storage.commands.invocation import Invocation, command
 from modules.storage.commands.output import size_text
 from modules.storage.transfer import ImportReport, export_tenant, import_file
 
+if TYPE_CHECKING:
+    from modules.storage.manager import StorageManager
+
 __all__ = ["bring_in", "register"]
+
+_SWEEP = 10_000
 
 
 async def import_command(
@@ -29,12 +34,12 @@ async def import_command(
     return FAILED if report.bad_count else None
 
 
-async def bring_in(call: Invocation, storage: object, file: Path) -> ImportReport:
+async def bring_in(call: Invocation, storage: StorageManager, file: Path) -> ImportReport:
     """Import `file` with a progress bar; bad records are told on stderr as they are met."""
     size = _size_of(file)
     with call.out.progress(f"Importing {file.name}", size) as show:
         return await import_file(
-            storage,  # type: ignore[arg-type]
+            storage,
             file,
             on_progress=lambda done, report: show(done, f"{report.messages_seen:,} messages"),
             on_bad=lambda bad: call.out.warn(f"{file.name}: {bad}"),
@@ -56,19 +61,41 @@ async def export(
     call.out.line(report.summary)
 
 
-async def prune(
-    call: Invocation,
-) -> None:
-    """Remove expired keys, and apply the configured retention to conversations."""
-    from modules.storage.transfer import prune as throw_away
-
+async def prune(call: Invocation) -> None:
+    """Remove expired keys and apply the configured retention: to all tenants, or to that of --tenant."""
     async with call.storage() as storage:
-        result = await throw_away(storage)
+        result = await _prune(call, storage)
     call.out.document(result)
-    call.out.table(
-        ["what", "rows"],
-        [(name.replace("_", " "), count) for name, count in result.items() if name != "complete"],
+    call.out.table(["what", "rows"], [(name.replace("_", " "), count) for name, count in result.items()])
+
+
+async def _prune(call: Invocation, storage: StorageManager) -> Dict[str, int]:
+    from modules.conversation_store.maintenance import ConversationMaintenance
+    from modules.conversation_store.records import RetentionPolicy
+    from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
+
+    rules = call.settings.retention
+    policy = RetentionPolicy(
+        delete_after_days=rules.conversation_days, history_limit=rules.conversation_history_limit
     )
+    totals: Dict[str, int] = {"expired_keys": 0}
+    keys = KeyValueMaintenance(storage.executor)
+    while True:
+        count = await keys.sweep_expired(_SWEEP)
+        totals["expired_keys"] += count
+        if count < _SWEEP:
+            break
+    while True:
+        if call.options.tenant is None:
+            result = await ConversationMaintenance(storage.executor).run_retention(policy)
+        else:
+            result = await storage.conversations.run_retention(policy)
+        counts = result.to_dict()
+        complete = counts.pop("complete")
+        for name, count in counts.items():
+            totals[name] = totals.get(name, 0) + count
+        if complete:
+            return totals
 
 
 async def backup(
