@@ -78,7 +78,8 @@ _LIST = ", ".join(INSERTED)
 _APPEND_SQL = f"""
 WITH known AS (
     SELECT sequence, body_digest FROM atlas_messages
-    WHERE tenant_id = :tenant_id AND conversation_id = :conversation_id AND client_message_id = :client_message_id
+    WHERE :client_message_id IS NOT NULL AND tenant_id = :tenant_id AND conversation_id = :conversation_id
+        AND client_message_id = :client_message_id
 ), bumped AS (
     UPDATE atlas_conversations SET last_sequence = last_sequence + 1, updated_at = clock_timestamp()
     WHERE tenant_id = :tenant_id AND id = :conversation_id AND status = 'active' AND NOT EXISTS (SELECT 1 FROM known)
@@ -128,7 +129,8 @@ WITH given AS (
 ), known AS (
     SELECT g.n, m.sequence, m.body_digest FROM given g
     JOIN atlas_messages m ON m.tenant_id = g.tenant_id AND m.conversation_id = g.conversation_id
-      AND m.client_message_id = g.client_message_id
+        AND m.client_message_id = g.client_message_id
+    WHERE g.client_message_id IS NOT NULL
 ), fresh AS (
     SELECT g.*, row_number() OVER (PARTITION BY tenant_id, conversation_id ORDER BY n) AS step FROM given g
     WHERE g.client_message_id IS NULL OR g.n NOT IN (SELECT n FROM known)

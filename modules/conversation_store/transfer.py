@@ -11,14 +11,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, AsyncIterator, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union, cast
 
-from sqlalchemy import BigInteger, Text, any_, bindparam, func, select, type_coerce, update
+from sqlalchemy import BigInteger, Boolean, Text, any_, bindparam, func, select, text, type_coerce, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from modules.conversation_store.append import Condition, refusal
 from modules.conversation_store.append_statements import INSERT
 from modules.conversation_store.conversations import (
     ADD_CONVERSATION,
-    ARCHIVE,
     GET_CONVERSATION,
     get,
     set_status,
@@ -77,6 +76,15 @@ KNOWN_IDS = Statement(
     ),
     postgresql=_IDS.where(_M.id == any_(bindparam("ids", type_=ARRAY(Text())))),
 )
+# Without statistics PostgreSQL takes the table for empty and looks for an id by scanning its whole conversation. Autovacuum
+# makes them within a minute; an import adds tens of thousands of messages before that.
+HAS_STATISTICS = Statement(
+    postgresql=text(
+        "SELECT reltuples >= 0 AND reltuples * 8 >= pg_relation_size(oid) / 400 AS fresh FROM pg_class "
+        "WHERE oid = 'atlas_messages'::regclass"
+    ).columns(fresh=Boolean)
+)
+ANALYZE = Statement(postgresql=text("ANALYZE atlas_messages"))
 NEXT_CONVERSATIONS = Statement(
     select(*CONVERSATION_COLUMNS)
     .where(_C.tenant_id == bindparam("tenant_id"), _C.id > bindparam("after"), _C.status != "deleted")
@@ -137,6 +145,13 @@ async def add_missing(
     await tx.run_many(INSERT, rows)
     await tx.run(SET_COUNTER, **key, sequence=sequence, updated=updated)
     return len(rows)
+
+
+@write
+async def refresh_statistics(tx: Transaction) -> None:
+    """Let PostgreSQL know how many messages there are, if it does not."""
+    if tx.dialect == "postgresql" and not (await tx.one(HAS_STATISTICS))[0]:
+        await tx.run(ANALYZE)
 
 
 @read
@@ -212,6 +227,8 @@ class _Importer:
             batch = [fields for fields in batch if fields["id"] not in known]
         if batch:
             self._added += await self._executor.run(add_missing, key, batch, times["updated"] is not None)
+            if len(batch) == _BATCH:
+                await self._executor.run(refresh_statistics)
 
     async def end(self) -> Optional[ImportResult]:
         """Finish the conversation begun, if any."""
@@ -220,7 +237,9 @@ class _Importer:
         await self._flush()
         values, _, archived = self._header
         if self._created and archived:
-            await self._executor.run(set_status, ARCHIVE_IMPORTED, values["tenant_id"], values["conversation_id"])
+            await self._executor.run(
+                set_status, ARCHIVE_IMPORTED, values["tenant_id"], values["conversation_id"]
+            )
         self._header = None
         return ImportResult(values["conversation_id"], self._created, self._added, self._seen - self._added)
 
