@@ -35,6 +35,8 @@ __all__ = ["StorageManager"]
 
 logger = logging.getLogger(__name__)
 
+_CANCEL_AGAIN_S = 0.2
+
 
 class StorageManager:
     """Owns the stores of an application.
@@ -352,5 +354,9 @@ async def _stop(tasks: List[asyncio.Task[None]]) -> None:
             task.cancel()
         elif loop.is_running():
             loop.call_soon_threadsafe(task.cancel)
-    if mine:
-        await asyncio.wait(mine)
+    while mine:
+        # Code below may swallow a cancellation that comes with a result (`asyncio.wait_for` before Python 3.12): ask again.
+        _, pending = await asyncio.wait(mine, timeout=_CANCEL_AGAIN_S)
+        mine = list(pending)
+        for task in mine:
+            task.cancel()
