@@ -37,7 +37,7 @@ from tests.support.values import contract_values, same
 
 R = TypeVar("R")
 _RUNS = int(os.environ.get("ATLAS_TEST_STATE_MACHINE_RUNS", "40"))
-_LIMIT = 120
+_LIMIT = 75
 
 _spaces = st.sampled_from(["a", "b", "a\U0010ffff"])
 _keys = st.sampled_from(["k", "k1", "k10", "K", "é", "\U0010ffff", "k\U0010ffff"])
