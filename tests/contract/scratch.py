@@ -50,7 +50,9 @@ _SLOW = Statement(
     postgresql=text("SELECT pg_sleep(:seconds)::text")
     .bindparams(bindparam("seconds", type_=Float()))
     .columns(n=String()),
-    sqlite=text(f"{FOREVER} WHERE :seconds > 0").columns(n=Integer()),
+    sqlite=text(
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c WHERE :seconds > 0"
+    ).columns(n=Integer()),
 )
 
 
@@ -83,12 +85,12 @@ async def add_and_fail(tx: Transaction, id: int, name: str) -> None:
 
 
 async def _add_batch(tx: Transaction, calls: Sequence[Tuple[Any, ...]]) -> List[Any]:
-    rows: List[Dict[str, Any]] = [{"id": id, "name": name, "parent": None} for id, name in calls]
+    rows: List[Dict[str, Any]] = [{"id": number, "name": name, "parent": None} for number, name in calls]
     await tx.run_many(_ADD, rows)
-    return [(id, len(calls)) for id, _ in calls]
+    return [(number, len(calls)) for number, _ in calls]
 
 
-@write(batch=_add_batch, conflict_key=lambda id, name: name)
+@write(batch=_add_batch, conflict_key=lambda number, name: name)
 async def add_many_ways(tx: Transaction, id: int, name: str) -> Tuple[int, int]:
     """Add a row; returns its id and how many calls shared the statement."""
     await tx.run(_ADD, id=id, name=name, parent=None)

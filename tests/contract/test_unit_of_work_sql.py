@@ -283,7 +283,8 @@ async def test_the_pools_own_session(things: Any) -> None:
             _ = 1 / 0
     async with things.session() as session:
         loaded = await session.get(Thing, 1)
-    assert loaded is not None and loaded.name == "one", "usable after the block"
+    assert loaded is not None
+    assert loaded.name == "one", "usable after the block"
     assert await _names(things) == ["one"]
 
 

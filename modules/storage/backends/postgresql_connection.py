@@ -63,7 +63,12 @@ def _tls(options: PostgresOptions) -> Union[Literal["disable", "prefer", "requir
         return "prefer"
     if options.tls_mode == "require":
         return "require"
-    context = ssl.create_default_context(cafile=options.tls_ca_file)
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca_file)
+    except OSError as exc:
+        raise UnavailableError(
+            "sql.tls_ca_file cannot be read as a PEM file of certificates; check the path"
+        ) from exc
     context.check_hostname = options.tls_mode == "verify-full"
     return context
 
@@ -113,6 +118,12 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                 f"PostgreSQL did not answer within {timeout:.1f} s while connecting"
             ) from exc
         except (ValueError, *DRIVER_ERRORS) as exc:
+            if type(exc) is ConnectionError and options.tls_mode not in ("disable", "prefer"):
+                # asyncpg's own; what the operating system raises is a subclass
+                raise UnavailableError(
+                    "the PostgreSQL server does not speak TLS, and sql.tls_mode asks for it; set it up on the server, "
+                    "or set sql.tls_mode to prefer if the network is trusted"
+                ) from exc
             raise translate(exc) from exc
 
 

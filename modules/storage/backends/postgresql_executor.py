@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple, TypeVar
 from typing_extensions import ParamSpec
 
 from modules.storage.backends.coalescing import Coalescer
+from modules.storage.backends.postgresql_budget import ConnectionBudget
 from modules.storage.backends.postgresql_connection import PostgresOptions, PostgresTransaction
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
-from modules.storage.backends.postgresql_pool import ConnectionBudget, PooledConnection, PostgresPool
+from modules.storage.backends.postgresql_pool import PooledConnection, PostgresPool
 from modules.storage.backends.postgresql_unit import PostgresUnit, create_unit_engine
 from modules.storage.pool_errors import PoolError
 from modules.store_common.deadlines import deadline_after
@@ -222,8 +223,6 @@ class PostgresExecutor:
         with self._lock:
             for dead in [other for other in self._pools if other.is_closed()]:
                 self._pools.pop(dead)[0].abandon()
-            for other, (idle_pool, _) in self._pools.items():
-                other.call_soon_threadsafe(idle_pool.shrink)
             self._pools[loop] = (pool, coalescer)
         return pool, coalescer
 

@@ -216,5 +216,12 @@ def create_sqlite_engine(executor: SQLiteExecutor, pool_options: Dict[str, Any])
     def begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN")
 
+    def checkin(connection: Any, record: Any) -> None:
+        # SQLAlchemy takes a COMMIT that was refused (a deferred foreign key) for an end; SQLite keeps the transaction
+        # open, and with it everybody else's write lock
+        if connection is not None and connection.in_transaction:
+            connection.rollback()
+
     event.listen(engine, "begin", begin)
+    event.listen(engine, "checkin", checkin)
     return engine
