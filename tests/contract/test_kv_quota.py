@@ -131,6 +131,18 @@ async def test_expired_entries_make_room(kv_pool: Any) -> None:
     await usage(kv)
 
 
+async def test_expired_entries_of_a_namespace_make_room_in_it(kv_pool: Any) -> None:
+    kv = limited(kv_pool, namespace=100)
+    for namespace in ("a", "b"):
+        await kv.set(namespace, "k", b"x" * 74, ttl_seconds=1000)
+    await expire(kv, "b", "k")
+    with pytest.raises(NamespaceQuotaExceededError):
+        await kv.set("a", "new", b"x" * 47)
+    await expire(kv, "a", "k")
+    assert await kv.set("a", "new", b"x" * 47) == 1
+    await usage(kv)
+
+
 async def test_sweep_clear_and_delete_give_back(kv_pool: Any) -> None:
     kv = limited(kv_pool, 1000, 3000)
     for namespace in ("a", "b", "c"):

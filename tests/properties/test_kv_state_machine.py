@@ -42,7 +42,10 @@ _LIMIT = 75
 _spaces = st.sampled_from(["a", "b", "a\U0010ffff"])
 _keys = st.sampled_from(["k", "k1", "k10", "K", "é", "\U0010ffff", "k\U0010ffff"])
 _values = st.one_of(
-    st.integers(-5, 5), contract_values(max_leaves=3), st.binary(max_size=8), st.sampled_from(["", "x" * 60])
+    st.integers(-5, 5),
+    contract_values(max_leaves=3),
+    st.binary(max_size=8),
+    st.sampled_from(["x" * 30, "x" * 40, "x" * 60]),
 )
 _ttls = st.sampled_from([None, None, 1000.0])
 
@@ -210,6 +213,13 @@ def _machine(world: _World, limit: int) -> Any:
             if held is not None:
                 world.run(expire(self.kv, space, key, tenant_id=self.tenant))
                 held.dead = True
+
+        @rule(space=_spaces)
+        def leave_something_expired(self, space: str) -> None:
+            if self.fits(space, "old", "x" * 40):
+                world.run(self.kv.set(space, "old", "x" * 40))
+                self.written(space, "old", "x" * 40, 1000.0)
+                self.let_expire(space, "old")
 
         @rule()
         def sweep(self) -> None:
