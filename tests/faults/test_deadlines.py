@@ -159,7 +159,7 @@ async def test_a_frozen_server_at_opening_and_closing(
 @pytest.mark.parametrize("fault", ["timeout", "latency"])
 async def test_a_network_that_swallows_or_delays(own_server: OwnServer, leaks: Any, fault: str) -> None:
     database = own_server.new_database()
-    async with Proxy("127.0.0.1", own_server.cluster.port) as proxy:
+    async with Proxy("127.0.0.1", own_server.cluster.port) as proxy:  # noqa: SIM117
         async with _manager(own_server.cluster.url(database, port=proxy.port)) as manager:
             await _seed(manager)
             if fault == "timeout":

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any, Dict
+from typing import Any, AsyncIterator, Dict
 
 from modules.conversation_store.records import ConversationLease
-from tests.support.calls import Calls, public_calls
+from tests.support.calls import Calls, Fresh, public_calls
 
 __all__ = ["CONVERSATION_ARGUMENTS", "KV_ARGUMENTS", "store_calls"]
+
+
+async def _records() -> AsyncIterator[Dict[str, Any]]:
+    yield {"conversation": {"id": "record"}}
+    yield {"message": {"id": "r1", "role": "user", "content": "hi"}}
+
 
 CONVERSATION_ARGUMENTS: Dict[str, Any] = {
     "conversation_id": "c",
@@ -28,6 +34,9 @@ CONVERSATION_ARGUMENTS: Dict[str, Any] = {
     "owner": "worker",
     "lease": ConversationLease("c", "worker", 1, datetime(2999, 1, 1, tzinfo=timezone.utc)),
     "user_message": "hello",
+    "import_conversation.conversation": {"id": "imported"},
+    "import_conversation.messages": [{"id": "i1", "role": "user", "content": "hi"}],
+    "import_records.records": Fresh(lambda: _records()),
     "record_edit.content": "edited",
 }
 KV_ARGUMENTS: Dict[str, Any] = {

@@ -9,10 +9,17 @@ from __future__ import annotations
 import inspect
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Tuple
 
-__all__ = ["Calls", "public_calls"]
+__all__ = ["Calls", "Fresh", "public_calls"]
 
 #: A call ready to be made: its name and a function without parameters that returns an awaitable.
 Calls = List[Tuple[str, Callable[[], Awaitable[Any]]]]
+
+
+class Fresh:
+    """An argument that is made anew for each call, such as an iterator."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
 
 
 async def _drain(iterator: Any) -> Any:
@@ -75,10 +82,13 @@ def _kind(method: Any) -> Any:
     return "coroutine" if "Awaitable" in returns or "Coroutine" in returns else None
 
 
-def _bind(method: Any, kind: str, given: Dict[str, Any]) -> Callable[[], Awaitable[Any]]:
-    # required parameters may be positional-only in no method of ours, so names will do
-    if kind == "coroutine":
-        return lambda: method(**given)
-    if kind == "stream":
-        return lambda: _drain(method(**given))
-    return lambda: _enter(method(**given))
+def _bind(method: Any, kind: str, given: Mapping[str, Any]) -> Callable[[], Awaitable[Any]]:
+    async def call() -> Any:
+        made = {name: value.make() if isinstance(value, Fresh) else value for name, value in given.items()}
+        if kind == "coroutine":
+            return await method(**made)
+        if kind == "stream":
+            return await _drain(method(**made))
+        return await _enter(method(**made))
+
+    return call

@@ -17,7 +17,14 @@ from modules.store_common import errors
 __all__ = ["DRIVER_ERRORS", "translate"]
 
 #: What asyncpg lets out: its own errors, the socket's, and its time-outs.
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+# `InternalClientError` is what a connection says that broke while nobody looked (seen when the server is stopped).
+DRIVER_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    asyncio.TimeoutError,
+)
 
 _Make = Callable[[], errors.StorageError]
 
