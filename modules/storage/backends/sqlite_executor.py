@@ -130,10 +130,11 @@ class SQLiteExecutor:
             timeout_s: Its deadline in seconds; None: the default of calls.
         """
         self._refuse_self_wait(writes=True)
-        turn = BareTurn(function)
-        self._thread(writes=True).submit(turn)
+        thread = self._thread(writes=True)
+        turn = BareTurn(function, thread)
+        thread.submit(turn)
         deadline = deadline_after(self._command_timeout_s if timeout_s is None else timeout_s)
-        result: T = await turn.call.result(deadline, lambda call: None)
+        result: T = await turn.call.result(deadline, thread.interrupt)
         return result
 
     def unit(self, deadline: float, owner: Any = None) -> SQLiteUnit:
