@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Literal, Mapping, Optional, S
 import asyncpg
 
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
+from modules.store_common.deadlines import within
 from modules.store_common.errors import DeadlineExceededError, StatementError, UnavailableError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
         timeout = min(options.connect_timeout_s, remaining(deadline))
         try:
             # asyncpg's own time-out does not cover every step of TLS and start-up
-            return await asyncio.wait_for(
+            return await within(
                 asyncpg.connect(
                     options.dsn,
                     ssl=_tls(options),
@@ -108,6 +109,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                     server_settings=_server_settings(options),
                 ),
                 timeout,
+                discard=lambda connection: connection.terminate(),
             )
         except asyncpg.CannotConnectNowError as exc:
             if remaining(deadline) < 0.2:

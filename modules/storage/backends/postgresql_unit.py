@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Dict, Optional,
 from modules.storage.backends.postgresql_connection import PostgresTransaction, remaining
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
 from modules.storage.backends.unit_turns import UnitTurns
+from modules.store_common.deadlines import within
 from modules.store_common.errors import DeadlineExceededError, StorageError, UnavailableError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class PostgresUnit:
         try:
             # with a statement of another task under way, closing the connection is the only way
             if not self._pooled.raw.is_closed() and not self._turns.busy:
-                await asyncio.wait_for(
+                await within(
                     self._transaction.rollback(), min(5.0, max(0.1, self._executor.options.command_timeout_s))
                 )
                 healthy = True
@@ -140,7 +141,7 @@ class PostgresUnit:
 
     async def _within_deadline(self, awaitable: Awaitable[Any]) -> None:
         try:
-            await asyncio.wait_for(awaitable, remaining(self._deadline))
+            await within(awaitable, remaining(self._deadline))
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 
