@@ -111,7 +111,7 @@ def test_the_demo_in_numbers(cli_on: Any) -> None:
     found = cli_on("demo", "--json").json
 
     assert found["import"]["messages_added"] == sum(
-        len(json.loads(line)["messages"]) for line in SAMPLE.open()
+        len(record["messages"]) for record in sample()
     )
     assert found["left_behind"] is False
     assert found["search"]["hits"][0]["message"]["conversation_id"] == "sample-backup"
