@@ -148,7 +148,7 @@ class StorageManager:
                 "settings can be changed before initialize() or after shutdown(), not while the manager is open"
             )
         self._settings = self._settings.merged_with(overrides)
-        self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
+        self._monitor.interval_s = self._settings.health_check_interval_seconds
         return self._settings
 
     # --- stores -------------------------------------------------------------------------------------------------

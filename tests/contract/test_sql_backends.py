@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -94,10 +95,11 @@ async def test_parameters_that_do_not_fit_leave_the_database_working(things: Any
 
 async def test_a_transaction_left_open_by_free_sql_harms_nobody(things: Any) -> None:
     run = scratch.admin(things).execute_sql
-    try:
-        await run("BEGIN")
-    except StorageError as exc:
-        assert "transaction" in str(exc)
+    if things.dialect == "sqlite":
+        with pytest.raises(StorageError, match="transaction open"):
+            await run("BEGIN")
+    else:
+        await run("BEGIN")  # its connection is closed
     await asyncio.wait_for(things.executor.run(scratch.add, 1, "one"), 3)
     await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 3)
     assert await things.executor.run(scratch.names) == ["one", "two"]
@@ -171,7 +173,6 @@ async def test_checkpoint_empties_the_log(things: Any, backend: str) -> None:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM things").fetchall()
         await things.executor.run(scratch.add, 1, "one")
-        things.executor.options  # the reader keeps the last frames
         reader.close()
     assert await admin.checkpoint() is True
     assert admin.get_wal_size() == 0
@@ -210,7 +211,7 @@ async def test_vacuum_keeps_text_search_right(storage: Any) -> None:
 
 async def test_backup_while_writing(things: Any, tmp_path: Path) -> None:
     admin = _sqlite_only(things)
-    stop = asyncio.Event()
+    stop, warm = asyncio.Event(), asyncio.Event()
     written = 0
 
     async def write() -> None:
@@ -218,10 +219,11 @@ async def test_backup_while_writing(things: Any, tmp_path: Path) -> None:
         while not stop.is_set():
             await things.executor.run(scratch.add, written, f"name {written}")
             written += 1
+            if written == 20:
+                warm.set()
 
     writer = asyncio.create_task(write())
-    while written < 20:
-        await asyncio.sleep(0.001)
+    await warm.wait()
     seen = []
     before = written
     made = await asyncio.wait_for(
@@ -271,7 +273,7 @@ async def test_a_backup_that_cannot_be_written_leaves_nothing(things: Any, tmp_p
     for target in (tmp_path / "taken", tmp_path / "file" / "copy"):
         with pytest.raises(StorageError):
             await admin.backup(target)
-    assert not list(tmp_path.glob("*partial*"))
+    assert not [name for name in os.listdir(tmp_path) if "partial" in name]
 
 
 async def test_administration_does_not_wait_for_a_units_turn(things: Any, backend: str) -> None:
