@@ -179,7 +179,14 @@ class PostgresExecutor:
         """Return the running loop's pool in numbers; zeros when it has none."""
         found = self._pools.get(asyncio.get_running_loop())
         if found is None:
-            return {"size": 0, "in_use": 0, "idle": 0, "waiting": 0, "limit": self._budget.limit}
+            return {
+                "size": 0,
+                "in_use": 0,
+                "idle": 0,
+                "closing": 0,
+                "waiting": 0,
+                "limit": self._budget.limit,
+            }
         return found[0].statistics
 
     def _here(self) -> Tuple[PostgresPool, Coalescer]:

@@ -108,12 +108,13 @@ class PostgresPool:
 
     @property
     def statistics(self) -> Dict[str, int]:
-        """Connections open, in use and idle, calls that wait, and the limit."""
+        """Connections open, in use, idle and being closed, calls that wait, and the limit."""
         idle = len(self._idle)
         return {
             "size": self._open,
-            "in_use": self._open - idle,
+            "in_use": self._open - idle - len(self._closing),
             "idle": idle,
+            "closing": len(self._closing),
             "waiting": len(self._waiters),
             "limit": self._budget.limit,
         }
