@@ -97,9 +97,9 @@ class PostgresUnit:
         try:
             # with a statement of another task under way, closing the connection is the only way
             if not self._pooled.raw.is_closed() and not self._turns.busy:
-                await within(
-                    self._transaction.rollback(), min(5.0, max(0.1, self._executor.options.command_timeout_s))
-                )
+                # a server that does not answer must not keep the caller past the unit's deadline
+                left = self._deadline - asyncio.get_running_loop().time()
+                await within(self._transaction.rollback(), min(5.0, max(0.1, left)))
                 healthy = True
         except DRIVER_ERRORS:
             # the connection is closed below, and with it the transaction
