@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import List, Optional
 
@@ -30,7 +31,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     else:
         # Without a handler Python would print our warnings between the lines of the output.
         logging.getLogger().addHandler(logging.NullHandler())
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         code = _run(given or ["--help"])
