@@ -18,6 +18,7 @@ from modules.storage.health import (
     compute_overall_status,
 )
 from modules.store_common.errors import UnavailableError
+from tests.support.leaks import wait_until
 
 from .scratch import admin
 
@@ -205,9 +206,5 @@ async def test_a_unit_of_work_under_way_is_no_illness(storage: Any, backend: str
 
 
 async def test_the_monitor_runs_with_the_manager(storage: Any) -> None:
-    async def seen() -> Any:
-        while storage.health_monitor.last is None:
-            await asyncio.sleep(0.005)
-        return storage.health_monitor.last
-
-    assert (await asyncio.wait_for(seen(), 5)).overall is HEALTHY
+    found = await wait_until(lambda: storage.health_monitor.last, 5)
+    assert found.overall is HEALTHY

@@ -78,7 +78,7 @@ async def test_settings_as_object_mapping_or_nothing(tmp_path: Path, monkeypatch
         StorageManager([])  # type: ignore[arg-type]
     with pytest.raises(SettingsError):
         StorageManager({"sqll": {}})
-    assert list(tmp_path.iterdir()) == [], "constructing opens nothing"
+    assert os.listdir(tmp_path) == [], "constructing opens nothing"
     async with StorageManager() as manager:
         await manager.kv.set("n", "k", 1)
     assert (tmp_path / ".atlas" / "storage.sqlite3").exists()
