@@ -56,7 +56,9 @@ def _bump(checked: bool, now: Any) -> Any:
 BUMP = Statement(_bump(False, utc_now()), postgresql=_bump(False, sql.clock_timestamp()))
 BUMP_CHECKED = Statement(_bump(True, utc_now()), postgresql=_bump(True, sql.clock_timestamp()))
 
-INSERT = Statement(insert(_M).values(version=1, **{name: bindparam(name) for name in INSERTED}))
+# SQLAlchemy 2.0 takes names for those of attributes, and `metadata` is one of every declarative class
+_ATTRIBUTES = {name: "metadata_" if name == "metadata" else name for name in INSERTED}
+INSERT = Statement(insert(_M).values(version=1, **{_ATTRIBUTES[name]: bindparam(name) for name in INSERTED}))
 
 FIND_CLIENT = Statement(
     select(_M.sequence, _M.body_digest).where(
