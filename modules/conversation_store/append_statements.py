@@ -19,7 +19,17 @@ from modules.conversation_store.models import ConversationRow, MessageRow
 from modules.storage.columns import FreeText, JsonValue, UtcDateTime, utc_now
 from modules.storage.statements import Statement
 
-__all__ = ["APPEND", "APPEND_BATCH", "BUMP", "BUMP_CHECKED", "FIND_CLIENT", "INSERT", "STATE"]
+__all__ = [
+    "APPEND",
+    "APPEND_BATCH",
+    "BATCHED",
+    "BUMP",
+    "BUMP_CHECKED",
+    "FIND_CLIENT",
+    "INSERT",
+    "INSERTED",
+    "STATE",
+]
 
 _C = ConversationRow
 _M = MessageRow

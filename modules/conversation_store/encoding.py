@@ -16,7 +16,9 @@ from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, check_identifier, check_text, encode_json
 
 __all__ = [
+    "MAX_LABEL_BYTES",
     "MAX_PAGE",
+    "check_label",
     "check_limit",
     "check_optional_id",
     "check_optional_integer",

@@ -18,7 +18,11 @@ from modules.conversation_store.turns import recover_all
 from modules.storage.operations import Executor, Transaction, read
 from modules.storage.statements import Statement
 
-__all__ = ["ConversationMaintenance"]
+__all__ = [
+    "TENANTS",
+    "ConversationMaintenance",
+    "tenants_after",
+]
 
 _PAGE = 500
 _C = ConversationRow

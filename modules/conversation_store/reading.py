@@ -35,7 +35,16 @@ from modules.store_common.cursors import decode_cursor, encode_cursor
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier, encode_json
 
-__all__ = ["Reading", "stream"]
+__all__ = [
+    "EVENTS",
+    "RECENT",
+    "RECENT_BATCH",
+    "Reading",
+    "fetch",
+    "fetch_events",
+    "load_recent",
+    "stream",
+]
 
 _M, _C, _E = MessageRow, ConversationRow, MessageEventRow
 _LIMIT = bindparam("limit", type_=BigInteger)

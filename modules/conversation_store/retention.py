@@ -26,7 +26,29 @@ from modules.storage.operations import Executor, Operation, Store, Transaction, 
 from modules.storage.statements import Statement
 from modules.store_common.errors import InvalidValueError
 
-__all__ = ["Retention", "check_policy", "retain"]
+__all__ = [
+    "ARCHIVE",
+    "DELETE",
+    "PICK_DELETED",
+    "PICK_DELETED_MESSAGES",
+    "PICK_IDLE",
+    "PICK_IDLE_ACTIVE",
+    "PICK_LONG",
+    "PICK_SURPLUS",
+    "PURGE_EVENTS",
+    "PURGE_MESSAGE",
+    "SET_TRIMMED",
+    "TRIM_MESSAGES",
+    "Retention",
+    "archive",
+    "check_policy",
+    "delete_idle",
+    "delete_surplus",
+    "purge_conversations",
+    "purge_messages",
+    "retain",
+    "trim",
+]
 
 _C, _M, _E = ConversationRow, MessageRow, MessageEventRow
 _DAY_S = 86_400

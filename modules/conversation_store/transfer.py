@@ -40,7 +40,24 @@ from modules.store_common.clock import require_utc
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier, encode_json
 
-__all__ = ["Transfer"]
+__all__ = [
+    "ANALYZE",
+    "ARCHIVE_IMPORTED",
+    "HAS_STATISTICS",
+    "KNOWN_IDS",
+    "LOCK",
+    "NEXT_CONVERSATIONS",
+    "SET_COUNTER",
+    "SET_TIMES",
+    "Transfer",
+    "add_missing",
+    "conversation_record",
+    "conversations_after",
+    "ensure_header",
+    "find_known",
+    "message_record",
+    "refresh_statistics",
+]
 
 _C, _M = ConversationRow, MessageRow
 _BATCH = 1000

@@ -67,9 +67,9 @@ class Maintenance:
                 logger.info("storage.maintenance.done", extra={"operation": name, "count": count})
 
     async def _recover_turns(self) -> int:
-        from modules.conversation_store.repository import ConversationStore
+        from modules.conversation_store.maintenance import ConversationMaintenance
 
-        return await ConversationStore(self._executor, self._tenancy).recover_turns()
+        return await ConversationMaintenance(self._executor).recover_turns()
 
     async def _sweep(self) -> int:
         from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
