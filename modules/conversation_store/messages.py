@@ -15,6 +15,7 @@ from modules.conversation_store.append import (
     condition_of,
 )
 from modules.conversation_store.encoding import (
+    KEEP,
     check_optional_id,
     check_optional_integer,
     check_status,
@@ -44,7 +45,6 @@ __all__ = [
     "EXISTS_CONVERSATION",
     "GET_BY_SEQUENCE",
     "GET_MESSAGE",
-    "KEEP",
     "LOCK_MESSAGE",
     "READABLE",
     "Messages",
@@ -58,15 +58,6 @@ __all__ = [
 _M = MessageRow
 _C = ConversationRow
 
-
-class _Keep:
-    """The default of a change: leave what is there (None is a value of its own)."""
-
-    def __repr__(self) -> str:
-        return "KEEP"
-
-
-KEEP: Any = _Keep()
 
 #: Messages of a conversation that is not deleted. The join is by primary key.
 READABLE = (

@@ -19,10 +19,9 @@ from types import TracebackType
 from typing import Any, Coroutine, Dict, List, Mapping, Optional, Type, Union
 
 from modules.conversation_store.append import Condition, condition_of
-from modules.conversation_store.encoding import encode_message, encode_metadata, search_text_of
+from modules.conversation_store.encoding import KEEP, encode_message, encode_metadata, search_text_of
 from modules.conversation_store.errors import ConversationLeaseLostError
 from modules.conversation_store.leases import check_seconds
-from modules.conversation_store.messages import KEEP
 from modules.conversation_store.records import ConversationLease, Message, NewMessage
 from modules.conversation_store.rows import appended_message
 from modules.conversation_store.turn_operations import begin_turn, end_turn, recover, store_part
