@@ -48,14 +48,9 @@ async def test_fifty_compare_and_set(storage: Any) -> None:
         nonlocal refused
         while True:
             entry = await storage.kv.get_entry("ns", "counter")
-            try:
-                await storage.kv.compare_and_set(
-                    "ns", "counter", entry.value + 1, expected_version=entry.version
-                )
-            except ConcurrencyError:
-                refused += 1
-                continue
-            return
+            if await storage.kv.compare_and_set("ns", "counter", entry.value + 1, expected_version=entry.version):
+                return
+            refused += 1
 
     await asyncio.gather(*(add() for _ in range(50)))
     assert await storage.kv.get("ns", "counter") == 50

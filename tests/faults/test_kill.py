@@ -21,6 +21,8 @@ import pytest
 from tests.support.postgres import ROOT
 
 #: Runs queries in one snapshot: a PostgreSQL server may still be committing what a killed client had sent.
+pytestmark = pytest.mark.timeout(400)  # two hundred processes each; 20 s alone on the machine
+
 Fetch = Callable[[List[str]], List[List[Tuple[Any, ...]]]]
 QUERIES = [
     "SELECT id, sequence FROM atlas_messages WHERE conversation_id = 'c'",
