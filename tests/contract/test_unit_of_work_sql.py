@@ -6,7 +6,8 @@ import asyncio
 from typing import Any, List
 
 import pytest
-from sqlalchemy import ForeignKey, select, text
+from sqlalchemy import JSON, ForeignKey, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -25,6 +26,13 @@ class Thing(OwnBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     parent: Mapped[int] = mapped_column(ForeignKey("things.id"), nullable=True)
+
+
+class Document(OwnBase):
+    __tablename__ = "documents"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    a: Mapped[Any] = mapped_column(JSON)
+    b: Mapped[Any] = mapped_column(JSON().with_variant(JSONB(), "postgresql"))
 
 
 @pytest.fixture
@@ -271,6 +279,39 @@ async def test_a_defect_in_an_operation_leaves_the_writer_alive(things: Any) -> 
                 await uow.kv.run(scratch.add_and_fail, 1, "one")
     await things.executor.run(scratch.add, 2, "two")
     assert await _names(things) == ["two"]
+
+
+async def test_a_session_leaves_the_connection_as_the_stores_need_it(storage: Any) -> None:
+    """SQLAlchemy sets JSON codecs on the connections that it gets; here it only borrows one."""
+    values: List[Any] = ["text", "5", 5, None, {"a": [1, "x"]}, [], -0.0]
+    async with storage.unit_of_work() as uow:
+        async with uow.session() as session:
+            await session.execute(text("SELECT 1"))
+        for number, value in enumerate(values):
+            await uow.kv.set("n", str(number), value)
+            assert await uow.kv.get("n", str(number)) == value
+    async with storage.sql_pool.session() as session:
+        await session.execute(text("SELECT 1"))
+    for number, value in enumerate(values):
+        assert await storage.kv.get("n", str(number)) == value
+        await storage.kv.set("n", str(number), value)
+        assert await storage.kv.get("n", str(number)) == value
+
+
+async def test_json_columns_of_users_own_tables(pool: Any) -> None:
+    admin = scratch.admin(pool)
+    await admin.execute_sql(
+        "CREATE TABLE documents (id INTEGER PRIMARY KEY, a JSON, b JSONB)"
+        if pool.dialect == "postgresql"
+        else "CREATE TABLE documents (id INTEGER PRIMARY KEY, a JSON, b JSON)"
+    )
+    value = {"a": [1, None, "x"], "b": {"c": True}}
+    async with pool.session() as session:
+        session.add(Document(id=1, a=value, b=value))
+    async with pool.session() as session:
+        found = await session.get(Document, 1)
+    assert found is not None
+    assert (found.a, found.b) == (value, value)
 
 
 async def test_the_pools_own_session(things: Any) -> None:

@@ -32,6 +32,7 @@ class PostgresOptions:
         connect_timeout_s: Longest time to open a connection, in seconds.
         command_timeout_s: The server ends a statement after this many seconds, too.
         transaction_pooling: A pooler in transaction mode is in front: no named statements, no session settings.
+        startup_settings: False behind any pooler: PgBouncer refuses start-up parameters that it does not track.
     """
 
     dsn: str = field(repr=False)
@@ -41,6 +42,7 @@ class PostgresOptions:
     connect_timeout_s: float = 10.0
     command_timeout_s: float = 30.0
     transaction_pooling: bool = False
+    startup_settings: bool = True
 
 
 def remaining(deadline: float) -> float:
@@ -76,7 +78,7 @@ def _tls(options: PostgresOptions) -> Union[Literal["disable", "prefer", "requir
 
 def _server_settings(options: PostgresOptions) -> Dict[str, str]:
     settings = {"application_name": options.application_name}
-    if not options.transaction_pooling:
+    if options.startup_settings:
         # PgBouncer refuses start-up parameters that it does not track; without a pooler the server watches the time too
         settings["statement_timeout"] = str(int(options.command_timeout_s * 1000))
         settings["idle_in_transaction_session_timeout"] = str(

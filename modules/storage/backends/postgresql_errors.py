@@ -37,6 +37,10 @@ _DEADLINE: _Make = lambda: errors.DeadlineExceededError(  # noqa: E731
 )
 
 _BY_STATE: Dict[str, _Make] = {
+    "08P01": lambda: errors.UnavailableError(
+        "PostgreSQL, or a pooler in front of it, refused the connection's parameters; behind a pooler set sql.pooler to "
+        "transaction or session"
+    ),
     "23505": lambda: errors.AlreadyExistsError("a row with this key exists"),
     "25P02": lambda: errors.StatementError(
         "an earlier statement of this transaction failed, so PostgreSQL can only roll it back"

@@ -43,6 +43,8 @@ R = TypeVar("R")
 
 # Statements of one coalesced operation under way at once; see benchmarks/, kv get and set at 64 tasks.
 _COALESCING_PLACES = 2
+# SQLSTATE of "unsupported startup parameter", which PostgreSQL itself never says to us.
+_PROTOCOL_VIOLATION = "08P01"
 # A read, or a write that cannot have begun, is tried again on a fresh connection this often when one broke.
 _ATTEMPTS = 3
 
@@ -85,7 +87,11 @@ class PostgresExecutor:
     dialect = "postgresql"
 
     def __init__(self, options: PostgresOptions, limits: PoolLimits, *, pooler: str = "auto") -> None:
-        self.options = replace(options, transaction_pooling=pooler == "transaction")
+        self.options = replace(
+            options,
+            transaction_pooling=pooler == "transaction",
+            startup_settings=pooler in ("auto", "none"),
+        )
         self._limits = limits
         self._pooler = pooler
         self._budget = ConnectionBudget(limits.size + limits.max_overflow)
@@ -283,7 +289,17 @@ class PostgresExecutor:
         raise AssertionError("unreachable")
 
     async def _look_at_server(self) -> ServerFacts:
-        pool = self.pool()
+        try:
+            return await self._ask_server(self.pool())
+        except UnavailableError as exc:
+            refused = getattr(exc.__cause__, "sqlstate", None) == _PROTOCOL_VIOLATION
+            if not refused or self._pooler != "auto" or self.options.transaction_pooling:
+                raise
+        # a pooler that refuses our start-up parameters
+        await self._reopen_for_pooler(self.pool())
+        return await self._ask_server(self.pool())
+
+    async def _ask_server(self, pool: PostgresPool) -> ServerFacts:
         async with pool.connection(deadline_after(self.options.connect_timeout_s)) as raw:
             try:
                 row = await raw.fetchrow(
@@ -297,15 +313,16 @@ class PostgresExecutor:
                 raise StatementError("PostgreSQL answered a question about its settings with nothing")
             # a pooler answers with a key of its own where the server gives the process id
             behind_pooler = self._pooler in ("transaction", "session") or (
-                self._pooler == "auto" and row[2] != raw.get_server_pid()
+                self._pooler == "auto"
+                and (row[2] != raw.get_server_pid() or self.options.transaction_pooling)
             )
-        if behind_pooler and self._pooler == "auto":
+        if behind_pooler and self._pooler == "auto" and not self.options.transaction_pooling:
             await self._reopen_for_pooler(pool)
         return ServerFacts(str(row[0]), int(row[1]), behind_pooler)
 
     async def _reopen_for_pooler(self, pool: PostgresPool) -> None:
         logger.info("storage.postgresql.pooler_detected", extra={"backend": "postgresql"})
-        self.options = replace(self.options, transaction_pooling=True)
+        self.options = replace(self.options, transaction_pooling=True, startup_settings=False)
         await pool.close(timeout_s=1.0)
         with self._lock:
             self._pools.pop(asyncio.get_running_loop(), None)

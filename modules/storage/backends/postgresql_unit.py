@@ -182,10 +182,9 @@ class _Borrowed:
 
 def create_unit_engine() -> AsyncEngine:
     """Return an async engine whose connections are those of the unit of work in whose context it is used."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
+    from modules.storage.backends.postgresql_orm import create_adopting_engine
 
     async def adopt() -> Any:
         return _adopted.get()
 
-    return create_async_engine("postgresql+asyncpg://", async_creator=adopt, poolclass=NullPool)
+    return create_adopting_engine(adopt)
