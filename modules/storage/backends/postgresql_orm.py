@@ -31,7 +31,9 @@ class AdoptingDialect(PGDialect_asyncpg):
     supports_statement_cache = True
     # SQLAlchemy 2.1 asks this flag, 2.0 has types of its own
     supports_native_json_deserialization = False
-    colspecs = {generic: _text_json(special) for generic, special in PGDialect_asyncpg.colspecs.items()}
+    colspecs = {  # noqa: RUF012 - the table that SQLAlchemy looks into
+        generic: _text_json(special) for generic, special in PGDialect_asyncpg.colspecs.items()
+    }
 
     def on_connect(self) -> Any:
         """Return nothing to do: the connection is set up already."""
