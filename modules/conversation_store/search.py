@@ -165,7 +165,7 @@ class Search(Store):
 
     _search_language: str
 
-    async def search_messages(
+    async def search(
         self,
         query: str,
         *,

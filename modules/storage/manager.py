@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Union
 
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
-from modules.storage.maintenance import Maintenance
+from modules.storage.maintenance import Maintenance, retention_policy
 from modules.storage.manager_checks import health_checks, verify_tables
 from modules.storage.manager_schema import ensure_schema, require_known_schema
 from modules.storage.opening import OpenOnce
@@ -93,7 +93,7 @@ class StorageManager:
             raise
         self._process = os.getpid()
         self._pool = pool
-        maintenance = Maintenance(self.executor, self._settings, self._tenancy)
+        maintenance = self.maintenance
         self._tasks = [
             asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
             asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
@@ -269,6 +269,11 @@ class StorageManager:
         await ensure_schema(pool)
         return await verify_tables(pool)
 
+    @property
+    def maintenance(self) -> Maintenance:
+        """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
+        return Maintenance(self.executor, self._settings, self._tenancy)
+
     # --- inside -------------------------------------------------------------------------------------------------
 
     @property
@@ -292,7 +297,12 @@ class StorageManager:
         if name == "conversations":
             from modules.conversation_store.repository import ConversationStore
 
-            return ConversationStore(executor, self._tenancy, search_language=settings.sql.search_language)
+            return ConversationStore(
+                executor,
+                self._tenancy,
+                search_language=settings.sql.search_language,
+                retention=retention_policy(settings),
+            )
         if name == "kv":
             from modules.Tools.Base_Tools.kv_store import KeyValueStore
 

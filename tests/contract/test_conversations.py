@@ -80,7 +80,7 @@ class TestConversations:
         assert await store.delete_conversation("c1") is False
         assert await store.get_conversation("c1") is None
         assert await store.load_recent_messages("c1") == []
-        assert await store.search_messages("umbrella") == []
+        assert await store.search("umbrella") == []
         assert [c.id for c in await store.list_conversations(status="deleted")] == ["c1"]
         with pytest.raises(ConversationNotFoundError):
             await store.add_message("c1", "user", "x")
@@ -91,7 +91,7 @@ class TestConversations:
             await store.add_message(name, "user", "umbrella", message_id="same")
         assert await store.hard_delete_conversation("c1") is True
         assert await store.hard_delete_conversation("c1") is False
-        assert [hit.message.conversation_id for hit in await store.search_messages("umbrella")] == ["c2"]
+        assert [hit.message.conversation_id for hit in await store.search("umbrella")] == ["c2"]
         assert (await store.create_conversation("c1")).last_sequence == 0
 
     async def test_reset_starts_again_at_one(self, store: Any) -> None:
@@ -99,7 +99,7 @@ class TestConversations:
         await store.add_message("c1", "user", "umbrella", client_message_id="k")
         emptied = await store.reset_conversation("c1")
         assert (emptied.title, emptied.last_sequence) == ("kept", 0)
-        assert await store.search_messages("umbrella") == []
+        assert await store.search("umbrella") == []
         assert (await store.add_message("c1", "user", "other", client_message_id="k")).sequence == 1
 
     async def test_fork_copies_up_to_a_message(self, store: Any) -> None:
@@ -121,7 +121,7 @@ class TestConversations:
         assert fork.last_sequence == 3
         assert (await store.add_message("f", "user", "next")).sequence == 4
         assert len(await store.load_recent_messages("c1")) == 4
-        assert len(await store.search_messages("umbrella", conversation_id="f")) == 3
+        assert len(await store.search("umbrella", conversation_id="f")) == 3
         with pytest.raises(MessageNotFoundError):
             await store.fork_conversation("c1", "m1")
         with pytest.raises(ConversationExistsError):

@@ -301,8 +301,8 @@ class TestValues:
             0 if "." in text else 1
         )
         assert len(await store.fetch_message_events(text, message_id=text)) == 1
-        assert all(hit.message.conversation_id == text for hit in await store.search_messages(text))
-        await store.search_messages("x", conversation_id=text, role=text)
+        assert all(hit.message.conversation_id == text for hit in await store.search(text))
+        await store.search("x", conversation_id=text, role=text)
         assert await store.load_recent_messages("c1") == []
 
 

@@ -43,7 +43,7 @@ class TestRetention:
         assert await store.list_conversations(status="deleted") == await store.list_conversations(
             status="deleted", user_id="x"
         )
-        assert len(await store.search_messages("umbrella", limit=100)) == 6
+        assert len(await store.search("umbrella", limit=100)) == 6
 
     async def test_history_limit_is_bounded_and_resumes(self, store: Any) -> None:
         await old(store, "long", 0, messages=1200)

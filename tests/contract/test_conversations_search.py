@@ -40,7 +40,7 @@ async def store(storage: Any) -> Any:
 
 async def ids(store: Any, query: str, **filters: Any) -> Any:
     return {
-        (hit.message.conversation_id, hit.message.id) for hit in await store.search_messages(query, **filters)
+        (hit.message.conversation_id, hit.message.id) for hit in await store.search(query, **filters)
     }
 
 
@@ -60,7 +60,7 @@ class TestSearch:
         assert ("c2", "kittens") not in await ids(
             store, "kitten", created_after=datetime(2021, 1, 1, tzinfo=timezone.utc)
         )
-        assert len(await store.search_messages("kitten", limit=1)) == 1
+        assert len(await store.search("kitten", limit=1)) == 1
         assert await ids(store, "painted fences") == {("c1", "parts")}
         assert await ids(store, "ADA") == {("c1", "kittens")}
 
@@ -68,7 +68,7 @@ class TestSearch:
         await store.add_message(
             "c1", "user", "far " * 100 + "the kitten is lost " + "far " * 100, message_id="long"
         )
-        hits = await store.search_messages("kittens yesterday")
+        hits = await store.search("kittens yesterday")
         assert hits[0].message.id == "kittens"
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         assert hits[0].snippet == "I adopted two [kittens] [yesterday]"
@@ -97,7 +97,7 @@ class TestSearch:
          "scope : q", "^kitten", "(((", "kitten:*", "<->", "\\", "%", "kitten' OR 1=1", "é" * 5000, "kitten " * 5000],
     )  # fmt: skip
     async def test_any_text_is_a_query(self, store: Any, text: str) -> None:
-        hits = await store.search_messages(text)
+        hits = await store.search(text)
         assert bool(hits) == ("kitten" in text)
 
     async def test_a_very_long_message_is_indexed_in_part(self, store: Any) -> None:
@@ -108,11 +108,11 @@ class TestSearch:
     async def test_bad_arguments(self, store: Any) -> None:
         for arguments in ({"limit": 0}, {"limit": 1001}, {"snippet_characters": 0}, {"conversation_id": ""}):
             with pytest.raises(InvalidValueError):
-                await store.search_messages("x", **arguments)
+                await store.search("x", **arguments)
         with pytest.raises(InvalidValueError):
-            await store.search_messages(5)
+            await store.search(5)
         with pytest.raises(InvalidValueError):
-            await store.search_messages("\ud800")
+            await store.search("\ud800")
 
     async def test_tenants_with_like_names_share_nothing(self, store: Any) -> None:
         for tenant in ("a", "aed", "A", "a ing"):

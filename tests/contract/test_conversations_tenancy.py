@@ -55,7 +55,7 @@ CASES: Dict[str, Any] = {
     "load_recent_messages": (NOTHING, lambda s, **t: s.load_recent_messages("c1", **t)),
     "stream_messages": (NOTHING, lambda s, **t: _all(s.stream_messages("c1", **t))),
     "fetch_message_events": (NOTHING, lambda s, **t: s.fetch_message_events("c1", **t)),
-    "search_messages": (NOTHING, lambda s, **t: s.search_messages("umbrella", **t)),
+    "search": (NOTHING, lambda s, **t: s.search("umbrella", **t)),
     "list_assets": (NOTHING, lambda s, **t: s.list_assets("c1", **t)),
     "export_conversations": (NOTHING, lambda s, **t: _all(s.export_conversations(**t))),
     "delete_conversation": (NOTHING, lambda s, **t: s.delete_conversation("c1", **t)),
@@ -112,7 +112,7 @@ async def _everything(store: Any) -> Any:
             [m async for m in store.stream_messages("c1", include_deleted=True)],
             await store.fetch_message_events("c1"),
             await store.list_assets("c1"),
-            sorted(hit.message.id for hit in await store.search_messages("umbrella")),
+            sorted(hit.message.id for hit in await store.search("umbrella")),
             await store.ensure_user("u"),
         )
 

@@ -46,7 +46,7 @@ class TestTurn:
             await turn.write("umbrella ")
             await turn.flush()
             assert (await last(store)).content == "umbrella "
-            assert await store.search_messages("umbrella") == []
+            assert await store.search("umbrella") == []
             await turn.write("stand")
         reply = await last(store)
         assert (reply.status, reply.content, reply.name, reply.metadata) == (
@@ -56,7 +56,7 @@ class TestTurn:
             {"m": 1},
         )
         assert turn.message == reply
-        assert len(await store.search_messages("umbrella")) == 1
+        assert len(await store.search("umbrella")) == 1
         assert await store.recover_turns() == 0
 
     async def test_parts_are_stored_by_size_and_by_time(self, store: Any) -> None:
@@ -116,7 +116,7 @@ class TestTurn:
             turn.set_metadata({"tokens": 3})
         assert (await last(store)).content == [{"type": "text", "text": "umbrella"}]
         assert (await last(store)).metadata == {"tokens": 3}
-        assert len(await store.search_messages("umbrella")) == 1
+        assert len(await store.search("umbrella")) == 1
 
     async def test_a_turn_begins_once_for_a_key(self, store: Any) -> None:
         async with store.turn("c1", user_message="x", user={"client_message_id": "k"}):

@@ -203,7 +203,7 @@ async def test_vacuum_keeps_text_search_right(storage: Any) -> None:
         await storage.conversations.delete_conversation(f"c{number}")
     await storage.sql_backend.vacuum()
     for number in range(6):
-        page = await storage.conversations.search_messages(f"number{number}")
+        page = await storage.conversations.search(f"number{number}")
         found = {hit.message.conversation_id for hit in getattr(page, "hits", page)}
         assert found <= {f"c{number}"}
         assert bool(found) is (number not in (0, 1, 3))

@@ -162,7 +162,7 @@ class _Real:
         recent = await self._store.load_recent_messages(name, 1000, **self._tenant)
         assert list(page) == recent == list(backward)[::-1]
         for word in ("apple", "banana", "cherry"):
-            hits = await self._store.search_messages(word, conversation_id=name, limit=1000, **self._tenant)
+            hits = await self._store.search(word, conversation_id=name, limit=1000, **self._tenant)
             assert {h.message.sequence for h in hits} == {m.sequence for m in recent if word in m.content}
         return [(m.sequence, m.content, m.version) for m in recent]
 

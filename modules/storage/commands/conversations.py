@@ -95,7 +95,7 @@ async def search(
 ) -> None:
     """Search the text of messages; the best first."""
     async with call.storage() as storage:
-        hits = await storage.conversations.search_messages(
+        hits = await storage.conversations.search(
             " ".join(text), conversation_id=conversation, role=role, limit=limit
         )
     if call.out.as_json:

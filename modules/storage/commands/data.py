@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bring_in", "register"]
 
-_SWEEP = 10_000
-
 
 async def import_command(
     call: Invocation,
@@ -70,32 +68,8 @@ async def prune(call: Invocation) -> None:
 
 
 async def _prune(call: Invocation, storage: StorageManager) -> Dict[str, int]:
-    from modules.conversation_store.maintenance import ConversationMaintenance
-    from modules.conversation_store.records import RetentionPolicy
-    from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
-
-    rules = call.settings.retention
-    policy = RetentionPolicy(
-        delete_after_days=rules.conversation_days, history_limit=rules.conversation_history_limit
-    )
-    totals: Dict[str, int] = {"expired_keys": 0}
-    keys = KeyValueMaintenance(storage.executor)
-    while True:
-        count = await keys.sweep_expired(_SWEEP)
-        totals["expired_keys"] += count
-        if count < _SWEEP:
-            break
-    while True:
-        if call.options.tenant is None:
-            result = await ConversationMaintenance(storage.executor).run_retention(policy)
-        else:
-            result = await storage.conversations.run_retention(policy)
-        counts = result.to_dict()
-        complete = counts.pop("complete")
-        for name, count in counts.items():
-            totals[name] = totals.get(name, 0) + count
-        if complete:
-            return totals
+    maintenance = storage.maintenance
+    return {"expired_keys": await maintenance.sweep(), **await maintenance.retain(call.options.tenant)}
 
 
 async def backup(
