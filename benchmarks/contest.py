@@ -95,7 +95,7 @@ async def run_contest(
                         if operation in calls:
                             sample = await closed_loop(calls[operation], count, plan.seconds)
                             results.series(name, operation, count).samples.append(sample)
-        for name, calls in opened:
+        for name, _ in opened:
             for operation in operations:
                 for count in tasks:
                     series = results.get(name, operation, count)

@@ -136,10 +136,10 @@ class DatabaseThread:
                 calls.append(item)
             if len(calls) >= _MAX_BATCH:
                 return calls, None, False
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
+            if self._queue.empty():
                 return calls, None, False
+            # this thread alone takes from the queue: what is there now stays there
+            item = self._queue.get()
 
     def _refuse_rest(self) -> None:
         closed = NotInitializedError("the SQLite database", "it was shut down")
@@ -280,6 +280,8 @@ class ReaderThread(DatabaseThread):
 
     def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
         tx = SQLiteTransaction(connection)
+        if len(calls) == 1:
+            return [self._read(connection, tx, calls[0])]
         outcomes: List[Outcome] = []
         together: Dict[Operation[Any, Any], List[Call]] = {}
         for call in calls:
