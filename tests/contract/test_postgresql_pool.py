@@ -14,6 +14,7 @@ from sqlalchemy import text
 from modules.storage.pool import PoolError, PoolTimeoutError, SQLPool
 from modules.storage.unit_of_work import UnitOfWork
 from modules.store_common.errors import NotInitializedError, StorageError, UnavailableError
+from tests.support.leaks import wait_until
 
 from . import scratch
 
@@ -45,8 +46,13 @@ def _pid(pool: Any) -> Any:
 
 async def test_overflow_is_used_and_the_limit_holds(make: Any, postgres: Any) -> None:
     pool = await make(2, 2)
-    await asyncio.gather(*(pool.executor.run(scratch.slow, 0.05) for _ in range(12)))
-    assert pool.statistics() == {"size": 4, "in_use": 0, "idle": 4, "waiting": 0, "limit": 4}
+    calls = [asyncio.create_task(pool.executor.run(scratch.slow, 0.2)) for _ in range(8)]
+    await wait_until(lambda: pool.statistics()["waiting"] == 4, 5)
+    assert pool.statistics()["size"] == 4
+    assert pool.statistics()["limit"] == 4
+    await asyncio.gather(*calls)
+    assert pool.statistics()["size"] <= 4
+    assert pool.statistics()["in_use"] == 0
 
 
 async def test_waiters_are_bounded(make: Any) -> None:
