@@ -155,9 +155,13 @@ async def test_a_full_queue_refuses_at_once(databases: Any) -> None:
 async def test_an_operation_that_awaits_something_else_is_told_so(things: Any) -> None:
     from modules.storage.operations import Transaction, write
 
+    class Pause:
+        def __await__(self) -> Any:
+            yield
+
     @write
     async def wrong(tx: Transaction) -> None:
-        await asyncio.sleep(0)
+        await Pause()
 
     with pytest.raises(StorageError, match="awaited something other"):
         await things.executor.run(wrong)

@@ -32,6 +32,7 @@ async def things(pool: Any) -> Any:
     return pool
 
 
+@pytest.mark.postgresql
 def test_capabilities_have_the_names_of_the_issue() -> None:
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
