@@ -48,7 +48,9 @@ async def test_fifty_compare_and_set(storage: Any) -> None:
         nonlocal refused
         while True:
             entry = await storage.kv.get_entry("ns", "counter")
-            if await storage.kv.compare_and_set("ns", "counter", entry.value + 1, expected_version=entry.version):
+            if await storage.kv.compare_and_set(
+                "ns", "counter", entry.value + 1, expected_version=entry.version
+            ):
                 return
             refused += 1
 
@@ -107,7 +109,9 @@ def test_eight_processes(databases: Any, child_environment: Dict[str, str]) -> N
     path = url.partition(":///")[2]
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM atlas_kv_entries").fetchone() == (4001,)
-        assert connection.execute("SELECT value_json FROM atlas_kv_entries WHERE key = 'total'").fetchone() == ("4000",)
+        assert connection.execute(
+            "SELECT value_json FROM atlas_kv_entries WHERE key = 'total'"
+        ).fetchone() == ("4000",)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     wal = path + "-wal"
     assert not os.path.exists(wal) or os.path.getsize(wal) <= 64 * 1024 * 1024

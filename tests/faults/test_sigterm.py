@@ -48,7 +48,11 @@ async def main(url, path):
         for task in tasks[:-1] if sys.argv[3] == "calm" else tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=float(sys.argv[4]))
-    left = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+    for _ in range(100):  # a thread that has said its last word needs a moment to end
+        left = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
     others = [repr(t) for t in asyncio.all_tasks() if t is not asyncio.current_task() and "stubborn" not in repr(t)]
     print(json.dumps({"threads": left, "tasks": others}), flush=True)
 
