@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -135,6 +135,34 @@ class _LagProbe:
         return sorted(self.lags)[int(len(self.lags) * 0.99)] * 1000
 
 
+CONTROL = """
+import asyncio, sys, time
+async def probe():
+    lags = []
+    loop = asyncio.get_running_loop()
+    ended = loop.run_in_executor(None, sys.stdin.read)
+    while not ended.done():
+        before = time.perf_counter()
+        await asyncio.sleep(0.002)
+        lags.append(time.perf_counter() - before - 0.002)
+    print(sorted(lags)[int(len(lags) * 0.99)] * 1000)
+asyncio.run(probe())
+"""
+
+
+class _Machine:
+    """The same probe in a process that does nothing else: what other processes cost us is not our lag."""
+
+    def __enter__(self) -> _Machine:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CONTROL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.p99_ms = float(self._process.communicate(timeout=10)[0])
+
+
 def _messages(count: int) -> Iterator[Any]:
     for n in range(count):
         yield {"id": f"m{n}", "role": "user", "content": f"message {n} about apples and pears " * 5}
@@ -142,6 +170,17 @@ def _messages(count: int) -> Iterator[Any]:
 
 async def test_the_loop_is_not_blocked_by_import_and_search(storage: Any) -> None:
     """10,000 messages imported, searched and streamed, beside a probe of the loop."""
+    with _Machine() as machine:
+        count, probe = await _import_and_search(storage)
+    print(
+        f"lag p99 {probe.p99_ms():.1f} ms of {len(probe.lags)} wake-ups; the machine's {machine.p99_ms:.1f} ms"
+    )
+    assert count == 10_000
+    assert len(probe.lags) >= 50
+    assert probe.p99_ms() <= 50 + 2 * machine.p99_ms
+
+
+async def _import_and_search(storage: Any) -> Tuple[int, _LagProbe]:
     async with _LagProbe() as probe:
         await storage.conversations.import_conversation({"id": "c"}, _messages(10_000))
         for _ in range(5):
@@ -149,10 +188,7 @@ async def test_the_loop_is_not_blocked_by_import_and_search(storage: Any) -> Non
         count = 0
         async for _ in storage.conversations.stream_messages("c"):
             count += 1
-    print(f"lag p99 {probe.p99_ms():.1f} ms of {len(probe.lags)} wake-ups")
-    assert count == 10_000
-    assert len(probe.lags) >= 50
-    assert probe.p99_ms() <= 50
+    return count, probe
 
 
 async def test_eighteen_slow_calls_at_once(storage: Any) -> None:
