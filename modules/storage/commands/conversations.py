@@ -10,7 +10,7 @@ import typer
 from modules.storage.commands.errors import CommandFailedError
 from modules.storage.commands.invocation import Invocation, command, group
 
-__all__ = ["register"]
+__all__ = ["list_conversations", "register", "search", "show"]
 
 _LIMIT = typer.Option(20, "--limit", min=1, max=10_000, help="At most so many.")
 
