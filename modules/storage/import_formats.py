@@ -29,6 +29,7 @@ from modules.storage.import_shapes import (
 from modules.store_common.errors import StorageError
 
 __all__ = [
+    "FORMAT_NAMES",
     "MAX_RECORD_BYTES",
     "BadRecord",
     "ImportFile",

@@ -353,3 +353,15 @@ async def test_foreign_keys_hold_in_sessions(things: Any) -> None:
         async with things.session() as session:
             session.add(Thing(id=1, name="one", parent=99))
     assert await _names(things) == []
+
+
+async def test_sessions_of_two_units_in_one_task_do_not_mix(things: Any) -> None:
+    if things.dialect == "sqlite":
+        pytest.skip("SQLite has one writer's turn: a second unit that writes in the same task is refused")
+    async with things.session() as outer:
+        async with things.session() as inner:
+            inner.add(Thing(id=2, name="inner"))
+        outer.add(Thing(id=1, name="outer"))
+        await outer.flush()
+        await outer.rollback()
+    assert await things.executor.run(scratch.names) == ["inner"], "each worked in its own transaction"

@@ -116,11 +116,16 @@ class PostgresUnit:
             pooled = await self._begun()
             token = _adopted.set(_Borrowed(pooled.raw))
             try:
-                async with AsyncSession(self._executor.orm_engine(), expire_on_commit=False) as session:
+                # connected here and now: a session of another unit may be opened before the first statement of this one
+                connection = await self._executor.orm_engine().connect()
+            finally:
+                _adopted.reset(token)
+            try:
+                async with AsyncSession(connection, expire_on_commit=False) as session:
                     yield session
                     await session.commit()
             finally:
-                _adopted.reset(token)
+                await connection.close()
 
     async def _begun(self) -> PooledConnection:
         if self._ended is not None:

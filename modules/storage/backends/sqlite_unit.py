@@ -77,11 +77,16 @@ class SQLiteUnit:
         async with self._turns.mine():
             token = adopted_turn.set(self._begun)
             try:
-                async with AsyncSession(self._executor.orm_engine(), expire_on_commit=False) as session:
+                # connected here and now: a session of another unit may be opened before the first statement of this one
+                connection = await self._executor.orm_engine().connect()
+            finally:
+                adopted_turn.reset(token)
+            try:
+                async with AsyncSession(connection, expire_on_commit=False) as session:
                     yield session
                     await session.commit()
             finally:
-                adopted_turn.reset(token)
+                await connection.close()
 
     async def _begun(self) -> WriterTurn:
         if self._turn is None:

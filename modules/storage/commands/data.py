@@ -15,7 +15,7 @@ from modules.storage.transfer import ImportReport, export_tenant, import_file
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
 
-__all__ = ["bring_in", "register"]
+__all__ = ["backup", "bring_in", "export", "import_command", "prune", "register"]
 
 
 async def import_command(

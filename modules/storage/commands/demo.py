@@ -18,7 +18,11 @@ from modules.store_common.tenancy import tenant_context
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
 
-__all__ = ["register", "sample_file"]
+__all__ = [
+    "demo",
+    "register",
+    "sample_file",
+]
 
 _TENANT = "demo"
 _NAMESPACE = "demo"
