@@ -89,5 +89,6 @@ def _judge(report: Report, results: Results) -> None:
         for operation in ("kv get", "kv set", "append"):
             report.compare(
                 GROUP, f"{operation}, {tasks} task{'s' if tasks > 1 else ''}, to ORM session in to_thread",
-                results[OURS, operation, tasks], results[ORM, operation, tasks], target=10,
+                results[OURS, operation, tasks], results[ORM, operation, tasks], # one trip to a thread is a sixth of such a session already: ten times less needs company
+                target=10 if tasks > 1 else None,
             )  # fmt: skip
