@@ -49,12 +49,12 @@ _PAGES = Statement(
 )
 
 
-@read
+@read(urgent=True)
 async def _table_names(tx: Transaction) -> List[str]:
     return [row[0] for row in await tx.all(_TABLE_NAMES) if not row[0].startswith("sqlite_")]
 
 
-@read
+@read(urgent=True)
 async def _pages(tx: Transaction) -> Tuple[int, int]:
     count, size = await tx.one(_PAGES)
     return int(count), int(size)
