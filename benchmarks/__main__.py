@@ -75,6 +75,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
                     traceback.print_exc()
     report.show(console)
     report.write(options.json)
+    if options.markdown is not None:
+        options.markdown.write_text(report.markdown())
     console.print(f"Written to {options.json}")
     return 0
 
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, default=RESULTS / "latest.json", help="where to write (default %(default)s)"
     )
+    parser.add_argument("--markdown", type=Path, help="write the table of targets there as Markdown, too")
     parser.add_argument(
         "--directory", type=Path, default=RESULTS, help="where the database files go (default %(default)s)"
     )

@@ -15,9 +15,9 @@ __all__ = [
     "NAMESPACE",
     "TENANT",
     "VALUE",
+    "by_hand",
     "conversation_id",
     "key",
-    "by_hand",
 ]
 
 TENANT = "default"

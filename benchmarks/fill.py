@@ -40,7 +40,8 @@ def _statements(dialect: str, conversations: int, keys: int) -> List[str]:
         if dialect == "sqlite":
             pad = "printf('%07d', {})"
             now = "1767225600000000"
-            numbers = f"(WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {counts[name]}) SELECT i FROM n)"
+            counted = f"SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {counts[name]}"
+            numbers = f"(WITH RECURSIVE n (i) AS ({counted}) SELECT i FROM n)"
         else:
             pad = "lpad(({})::text, 7, '0')"
             now = "timestamptz '2026-01-01 00:00:00Z'"

@@ -78,9 +78,8 @@ async def run(report: Report, plan: Plan, url: str, say: Callable[[str], None]) 
         async def on_copy(
             name: str, opened: Callable[..., contextlib.AbstractAsyncContextManager[Dict[str, Call]]]
         ) -> AsyncIterator[Dict[str, Call]]:
-            async with database(url, name, template="atlas_bench_template") as own:
-                async with opened(own) as calls:
-                    yield calls
+            async with database(url, name, template="atlas_bench_template") as own, opened(own) as calls:
+                yield calls
 
         contenders = [
             Contender(OURS, lambda: on_copy("ours", ours.operations)),

@@ -137,6 +137,17 @@ class Report:
             + "\n"
         )
 
+    def markdown(self) -> str:
+        """Return the targets as a Markdown table, for docs/benchmarks.md."""
+        lines = ["| | what | target | measured | verdict | figures |", "|---|---|---|---|---|---|"]
+        last = ""
+        for row in self.rows:
+            shown, last = ("" if row.group == last else row.group), row.group
+            target = "" if row.target is None else f"{row.sign} {_number(row.target, row.unit)}"
+            cells = (shown, row.what, target, _measured(row), row.verdict, row.detail)
+            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+        return "\n".join(lines) + "\n"
+
     def show(self, console: Console) -> None:
         console.print(self._figures_table())
         console.print(self._targets_table())
@@ -160,9 +171,7 @@ class Report:
             shown = "" if row.group == last else row.group
             last = row.group
             target = "" if row.target is None else f"{row.sign} {_number(row.target, row.unit)}"
-            measured = "" if row.measured is None else _number(row.measured, row.unit)
-            if row.spread is not None:
-                measured += f" [{row.spread[0]:.2f} to {row.spread[1]:.2f}]"
+            measured = _measured(row)
             verdict = row.verdict
             style = _STYLES.get(verdict, "dim")
             table.add_row(
@@ -183,6 +192,16 @@ class Report:
                 shown = ""
             table.add_section()
         return table
+
+
+def _measured(row: Row) -> str:
+    if row.measured is None:
+        return ""
+    text = _number(row.measured, row.unit)
+    if row.spread is None:
+        return text
+    low, high = (f"{value:.2f}" if row.unit == "x" else f"{value:,.0f}" for value in row.spread)
+    return f"{text} [{low} to {high}]"
 
 
 def _number(value: float, unit: str) -> str:

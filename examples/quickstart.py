@@ -13,7 +13,7 @@ async def main() -> None:
 
         for message in await storage.conversations.load_recent_messages(chat.id, limit=10):
             print(message.role, "-", message.content)
-        for hit in (await storage.conversations.search("quiet hotels")).items:
+        for hit in await storage.conversations.search("quiet hotels"):
             print("found:", hit.snippet)
 
         async with storage.unit_of_work() as uow:  # both, or neither

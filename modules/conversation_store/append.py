@@ -15,16 +15,32 @@ from modules.conversation_store.append_statements import (
     INSERT,
     STATE,
 )
+from modules.conversation_store.encoding import check_optional_integer
 from modules.conversation_store.errors import (
     ConversationArchivedError,
     ConversationLeaseLostError,
     ConversationNotFoundError,
 )
+from modules.conversation_store.records import ConversationLease
 from modules.storage.operations import Transaction, write
-from modules.store_common.errors import ConcurrencyError, IdempotencyConflictError, StorageError
+from modules.store_common.errors import (
+    ConcurrencyError,
+    IdempotencyConflictError,
+    InvalidValueError,
+    StorageError,
+)
 from modules.store_common.values import encode_text
 
-__all__ = ["Appended", "Condition", "append", "append_checked", "append_many"]
+__all__ = [
+    "Appended",
+    "Condition",
+    "append",
+    "append_checked",
+    "append_many",
+    "check_known",
+    "condition_of",
+    "refusal",
+]
 
 
 class Condition(NamedTuple):
@@ -68,6 +84,22 @@ async def refusal(
     return ConcurrencyError(
         f"conversation {conversation_id!r} changed while this call was under way; try again"
     )
+
+
+def condition_of(
+    conversation_id: str, expect: Optional[int], mode: Optional[str], lease: Optional[ConversationLease]
+) -> Optional[Condition]:
+    """Return what an append expects; None: nothing."""
+    if mode is not None and mode != "any":
+        raise InvalidValueError('append must be "any" or None; to expect a last sequence use expect=')
+    check_optional_integer(expect, "expect")
+    if mode is not None and (expect is not None or lease is not None):
+        raise InvalidValueError('append="any" expects nothing: leave out expect= and lease=')
+    if lease is not None and lease.conversation_id != conversation_id:
+        raise InvalidValueError("the lease is of another conversation")
+    if expect is None and lease is None:
+        return None
+    return Condition(expect, None if lease is None else lease.owner, None if lease is None else lease.fence)
 
 
 def check_known(digest: Optional[str], fields: _Fields) -> None:

@@ -19,7 +19,17 @@ from modules.conversation_store.models import ConversationRow, MessageRow
 from modules.storage.columns import FreeText, JsonValue, UtcDateTime, utc_now
 from modules.storage.statements import Statement
 
-__all__ = ["APPEND", "APPEND_BATCH", "BUMP", "BUMP_CHECKED", "FIND_CLIENT", "INSERT", "STATE"]
+__all__ = [
+    "APPEND",
+    "APPEND_BATCH",
+    "BATCHED",
+    "BUMP",
+    "BUMP_CHECKED",
+    "FIND_CLIENT",
+    "INSERT",
+    "INSERTED",
+    "STATE",
+]
 
 _C = ConversationRow
 _M = MessageRow
@@ -56,7 +66,9 @@ def _bump(checked: bool, now: Any) -> Any:
 BUMP = Statement(_bump(False, utc_now()), postgresql=_bump(False, sql.clock_timestamp()))
 BUMP_CHECKED = Statement(_bump(True, utc_now()), postgresql=_bump(True, sql.clock_timestamp()))
 
-INSERT = Statement(insert(_M).values(version=1, **{name: bindparam(name) for name in INSERTED}))
+# SQLAlchemy 2.0 takes names for those of attributes, and `metadata` is one of every declarative class
+_ATTRIBUTES = {name: "metadata_" if name == "metadata" else name for name in INSERTED}
+INSERT = Statement(insert(_M).values(version=1, **{_ATTRIBUTES[name]: bindparam(name) for name in INSERTED}))
 
 FIND_CLIENT = Statement(
     select(_M.sequence, _M.body_digest).where(
@@ -78,7 +90,8 @@ _LIST = ", ".join(INSERTED)
 _APPEND_SQL = f"""
 WITH known AS (
     SELECT sequence, body_digest FROM atlas_messages
-    WHERE tenant_id = :tenant_id AND conversation_id = :conversation_id AND client_message_id = :client_message_id
+    WHERE :client_message_id IS NOT NULL AND tenant_id = :tenant_id AND conversation_id = :conversation_id
+        AND client_message_id = :client_message_id
 ), bumped AS (
     UPDATE atlas_conversations SET last_sequence = last_sequence + 1, updated_at = clock_timestamp()
     WHERE tenant_id = :tenant_id AND id = :conversation_id AND status = 'active' AND NOT EXISTS (SELECT 1 FROM known)
@@ -128,7 +141,8 @@ WITH given AS (
 ), known AS (
     SELECT g.n, m.sequence, m.body_digest FROM given g
     JOIN atlas_messages m ON m.tenant_id = g.tenant_id AND m.conversation_id = g.conversation_id
-      AND m.client_message_id = g.client_message_id
+        AND m.client_message_id = g.client_message_id
+    WHERE g.client_message_id IS NOT NULL
 ), fresh AS (
     SELECT g.*, row_number() OVER (PARTITION BY tenant_id, conversation_id ORDER BY n) AS step FROM given g
     WHERE g.client_message_id IS NULL OR g.n NOT IN (SELECT n FROM known)

@@ -29,7 +29,21 @@ from modules.store_common.errors import ConcurrencyError, InvalidValueError
 from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier
 
-__all__ = ["ADD_CONVERSATION", "GET_CONVERSATION", "Conversations"]
+__all__ = [
+    "ADD_CONVERSATION",
+    "ARCHIVE",
+    "CHANGE_CONVERSATION",
+    "GET_CONVERSATION",
+    "SOFT_DELETE",
+    "UNARCHIVE",
+    "Conversations",
+    "change",
+    "create",
+    "get",
+    "list_rows",
+    "set_status",
+    "soft_delete",
+]
 
 _C = ConversationRow
 _HERE = (_C.tenant_id == bindparam("tenant_id"), _C.id == bindparam("conversation_id"))

@@ -16,7 +16,10 @@ from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, check_identifier, check_text, encode_json
 
 __all__ = [
+    "KEEP",
+    "MAX_LABEL_BYTES",
     "MAX_PAGE",
+    "check_label",
     "check_limit",
     "check_optional_id",
     "check_optional_integer",
@@ -36,6 +39,16 @@ _FIELDS = frozenset(item.name for item in fields(NewMessage))
 _EMPTY = JsonText("{}")
 # Roles and types repeat: those that passed once are not looked at again. Bounded, as callers choose them.
 _known_labels: Dict[str, None] = {}
+
+
+class _Keep:
+    """The default of a change: leave what is there (None is a value of its own)."""
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Any = _Keep()
 
 
 def check_limit(limit: int, where: str = "limit", most: int = MAX_PAGE) -> int:

@@ -27,7 +27,17 @@ from modules.storage.statements import Statement
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier
 
-__all__ = ["Leases", "after_seconds", "check_seconds"]
+__all__ = [
+    "ACQUIRE",
+    "RELEASE",
+    "RENEW",
+    "Leases",
+    "acquire",
+    "after_seconds",
+    "check_seconds",
+    "release",
+    "renew",
+]
 
 _C = ConversationRow
 _MAX_SECONDS = 30 * 86_400

@@ -32,7 +32,27 @@ from modules.store_common.errors import AlreadyExistsError
 from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier, check_text
 
-__all__ = ["Lifecycle", "remove_conversation"]
+__all__ = [
+    "ADD_ASSET",
+    "COPY_MESSAGES",
+    "COUNT_COPIED",
+    "DELETE_ASSETS",
+    "DELETE_CONVERSATION",
+    "EMPTY",
+    "FORK_POINT",
+    "LIST_ASSETS",
+    "LOCK",
+    "LOCK_ANY",
+    "RESET",
+    "SOURCE",
+    "Lifecycle",
+    "add",
+    "assets",
+    "fork",
+    "hard_delete",
+    "remove_conversation",
+    "reset",
+]
 
 _C, _M, _A = ConversationRow, MessageRow, AssetRow
 _HERE = (_C.tenant_id == bindparam("tenant_id"), _C.id == bindparam("conversation_id"))

@@ -6,8 +6,16 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from sqlalchemy import bindparam, insert, select, update
 
-from modules.conversation_store.append import Appended, Condition, append, append_checked, append_many
+from modules.conversation_store.append import (
+    Appended,
+    Condition,
+    append,
+    append_checked,
+    append_many,
+    condition_of,
+)
 from modules.conversation_store.encoding import (
+    KEEP,
     check_optional_id,
     check_optional_integer,
     check_status,
@@ -30,20 +38,26 @@ from modules.storage.statements import Statement
 from modules.store_common.errors import AlreadyExistsError, ConcurrencyError, InvalidValueError
 from modules.store_common.values import check_identifier, encode_json
 
-__all__ = ["KEEP", "Messages"]
+__all__ = [
+    "ADD_EVENT",
+    "DELETE",
+    "EDIT",
+    "EXISTS_CONVERSATION",
+    "GET_BY_SEQUENCE",
+    "GET_MESSAGE",
+    "LOCK_MESSAGE",
+    "READABLE",
+    "Messages",
+    "delete",
+    "edit",
+    "encode_former",
+    "get",
+    "get_sequences",
+]
 
 _M = MessageRow
 _C = ConversationRow
 
-
-class _Keep:
-    """The default of a change: leave what is there (None is a value of its own)."""
-
-    def __repr__(self) -> str:
-        return "KEEP"
-
-
-KEEP: Any = _Keep()
 
 #: Messages of a conversation that is not deleted. The join is by primary key.
 READABLE = (
@@ -193,22 +207,6 @@ async def delete(
     before = await _lock(tx, key, message_id, expected)
     await _record(tx, key, "deleted", before, actor_id)
     return to_message(await tx.one(DELETE, **key, sequence=before.sequence))
-
-
-def condition_of(
-    conversation_id: str, expect: Optional[int], mode: Optional[str], lease: Optional[ConversationLease]
-) -> Optional[Condition]:
-    """Return what an append expects; None: nothing."""
-    if mode is not None and mode != "any":
-        raise InvalidValueError('append must be "any" or None; to expect a last sequence use expect=')
-    check_optional_integer(expect, "expect")
-    if mode is not None and (expect is not None or lease is not None):
-        raise InvalidValueError('append="any" expects nothing: leave out expect= and lease=')
-    if lease is not None and lease.conversation_id != conversation_id:
-        raise InvalidValueError("the lease is of another conversation")
-    if expect is None and lease is None:
-        return None
-    return Condition(expect, None if lease is None else lease.owner, None if lease is None else lease.fence)
 
 
 class Messages(Store):

@@ -17,7 +17,16 @@ from modules.storage.statements import Row, Statement
 from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier
 
-__all__ = ["People", "insert_new", "keep_or"]
+__all__ = [
+    "ADD_SESSION",
+    "ADD_USER",
+    "CHANGE_SESSION",
+    "CHANGE_USER",
+    "People",
+    "ensure_profile",
+    "insert_new",
+    "keep_or",
+]
 
 
 def insert_new(table: Any, columns: List[Any], values: Mapping[Any, Any]) -> Statement:

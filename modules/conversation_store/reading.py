@@ -29,13 +29,22 @@ from modules.conversation_store.models import ConversationRow, MessageEventRow, 
 from modules.conversation_store.records import Message, MessageEvent, Page, page_of
 from modules.conversation_store.rows import EVENT_COLUMNS, MESSAGE_COLUMNS, to_event, to_message
 from modules.storage.columns import JsonValue
-from modules.storage.operations import Store, Transaction, read
+from modules.storage.operations import Executor, Store, Transaction, read
 from modules.storage.statements import Row, Statement
 from modules.store_common.cursors import decode_cursor, encode_cursor
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier, encode_json
 
-__all__ = ["Reading"]
+__all__ = [
+    "EVENTS",
+    "RECENT",
+    "RECENT_BATCH",
+    "Reading",
+    "fetch",
+    "fetch_events",
+    "load_recent",
+    "stream",
+]
 
 _M, _C, _E = MessageRow, ConversationRow, MessageEventRow
 _LIMIT = bindparam("limit", type_=BigInteger)
@@ -188,6 +197,27 @@ def _labels(value: Union[str, Sequence[str], None], name: str) -> Optional[List[
     return sorted({check(item) for item in values})
 
 
+async def stream(
+    executor: Executor, tenant_id: str, conversation_id: str, after: int, include_deleted: bool
+) -> AsyncIterator[Message]:
+    """Iterate over messages by pages."""
+    statement = _fetch_statement((), None, False, include_deleted)
+    params = {
+        "tenant_id": tenant_id,
+        "conversation_id": conversation_id,
+        "limit": _STREAM_PAGE,
+        "before": 2**62,
+    }
+    while True:
+        rows = await executor.run(fetch, statement, {}, {**params, "after": after})
+        for row in rows:
+            message = to_message(row)
+            after = message.sequence
+            yield message
+        if len(rows) < _STREAM_PAGE:
+            return
+
+
 _Labels = Union[str, Sequence[str], None]
 
 
@@ -288,26 +318,7 @@ class Reading(Store):
         tenant = self._tenant(tenant_id)
         check_identifier(conversation_id, "conversation_id")
         after = check_optional_integer(after_sequence, "after_sequence") or 0
-        return self._stream(tenant, conversation_id, after, bool(include_deleted))
-
-    async def _stream(
-        self, tenant_id: str, conversation_id: str, after: int, include_deleted: bool
-    ) -> AsyncIterator[Message]:
-        statement = _fetch_statement((), None, False, include_deleted)
-        params = {
-            "tenant_id": tenant_id,
-            "conversation_id": conversation_id,
-            "limit": _STREAM_PAGE,
-            "before": 2**62,
-        }
-        while True:
-            rows = await self._executor.run(fetch, statement, {}, {**params, "after": after})
-            for row in rows:
-                message = to_message(row)
-                after = message.sequence
-                yield message
-            if len(rows) < _STREAM_PAGE:
-                return
+        return stream(self._executor, tenant, conversation_id, after, bool(include_deleted))
 
     async def fetch_message_events(
         self,

@@ -21,6 +21,7 @@ __all__ = [
     "SearchHit",
     "Session",
     "User",
+    "page_of",
 ]
 
 T = TypeVar("T")

@@ -11,7 +11,9 @@ from modules.conversation_store.messages import Messages
 from modules.conversation_store.people import People
 from modules.conversation_store.reading import Reading
 from modules.conversation_store.records import RetentionPolicy
+from modules.conversation_store.retention import Retention, check_policy
 from modules.conversation_store.search import Search
+from modules.conversation_store.transfer import Transfer
 from modules.conversation_store.turns import Turns
 from modules.storage.operations import Executor
 from modules.store_common.tenancy import TenantPolicy
@@ -19,7 +21,9 @@ from modules.store_common.tenancy import TenantPolicy
 __all__ = ["ConversationStore"]
 
 
-class ConversationStore(People, Conversations, Lifecycle, Messages, Reading, Search, Leases, Turns):
+class ConversationStore(
+    People, Conversations, Lifecycle, Messages, Reading, Search, Leases, Turns, Retention, Transfer
+):
     """Conversations of AI agents: users, sessions, conversations, messages, events, assets.
 
     Args:
@@ -39,4 +43,4 @@ class ConversationStore(People, Conversations, Lifecycle, Messages, Reading, Sea
     ) -> None:
         super().__init__(executor, tenancy)
         self._search_language = search_language
-        self._retention = retention or RetentionPolicy()
+        self._retention = check_policy(retention or RetentionPolicy())

@@ -24,7 +24,14 @@ from modules.storage.statements import Row, Statement
 from modules.store_common.clock import require_utc
 from modules.store_common.values import check_identifier, encode_json
 
-__all__ = ["MAX_HITS", "Search"]
+__all__ = [
+    "MAX_HITS",
+    "SEARCH_ALL",
+    "SEARCH_ONE",
+    "Search",
+    "find",
+    "rebuild",
+]
 
 MAX_HITS = 1000
 _LIST = ", ".join(f"m.{column.name}" for column in MESSAGE_COLUMNS)
@@ -158,7 +165,7 @@ class Search(Store):
 
     _search_language: str
 
-    async def search_messages(
+    async def search(
         self,
         query: str,
         *,

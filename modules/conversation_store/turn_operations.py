@@ -20,7 +20,20 @@ from modules.storage.operations import Transaction, write
 from modules.storage.statements import Statement
 from modules.store_common.errors import IdempotencyConflictError
 
-__all__ = ["begin_turn", "end_turn", "recover", "store_part"]
+__all__ = [
+    "ADD_TURN",
+    "EXTEND_TURN",
+    "FIND_DEAD",
+    "FIND_DEAD_OF_TENANT",
+    "FINISH",
+    "INTERRUPT",
+    "REMOVE_TURN",
+    "STORE_PART",
+    "begin_turn",
+    "end_turn",
+    "recover",
+    "store_part",
+]
 
 _T, _M = TurnRow, MessageRow
 _KEY = ("tenant_id", "conversation_id", "sequence")

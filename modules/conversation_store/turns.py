@@ -18,11 +18,10 @@ import logging
 from types import TracebackType
 from typing import Any, Coroutine, Dict, List, Mapping, Optional, Type, Union
 
-from modules.conversation_store.append import Condition
-from modules.conversation_store.encoding import encode_message, encode_metadata, search_text_of
+from modules.conversation_store.append import Condition, condition_of
+from modules.conversation_store.encoding import KEEP, encode_message, encode_metadata, search_text_of
 from modules.conversation_store.errors import ConversationLeaseLostError
 from modules.conversation_store.leases import check_seconds
-from modules.conversation_store.messages import KEEP, condition_of
 from modules.conversation_store.records import ConversationLease, Message, NewMessage
 from modules.conversation_store.rows import appended_message
 from modules.conversation_store.turn_operations import begin_turn, end_turn, recover, store_part
@@ -32,7 +31,11 @@ from modules.store_common.errors import InvalidValueError, StorageError
 from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier, check_text, encode_json
 
-__all__ = ["Turn", "Turns"]
+__all__ = [
+    "Turn",
+    "Turns",
+    "recover_all",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Tuple
 
 from modules.store_common.clock import utc_now
+from modules.store_common.deadlines import within
 from modules.store_common.errors import StorageError
 
 __all__ = [
@@ -142,7 +143,7 @@ async def _check(name: str, check: HealthCheck, timeout_s: float) -> StoreHealth
     started = time.monotonic()
     details: Dict[str, Any] = {}
     try:
-        status, message, details = await asyncio.wait_for(check(), timeout_s)
+        status, message, details = await within(check(), timeout_s)
     except asyncio.TimeoutError:
         status, message = HealthStatus.UNHEALTHY, f"no answer within {timeout_s:g} s"
     except StorageError as exc:
@@ -174,7 +175,7 @@ class HealthMonitor:
 
     def __init__(self, check: Callable[[], Awaitable[StorageHealthStatus]], interval_s: float) -> None:
         self._check = check
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._listeners: List[HealthListener] = []
         self.last: Optional[StorageHealthStatus] = None
 
@@ -186,7 +187,7 @@ class HealthMonitor:
         """Check for ever; ended by cancelling its task."""
         while True:
             self.record(await self._check())
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self.interval_s)
 
     def record(self, now: StorageHealthStatus) -> None:
         """Keep a result and tell the listeners if a status changed."""

@@ -8,6 +8,7 @@ memory of its largest conversation. What a record means is in `import_shapes`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -28,6 +29,7 @@ from modules.storage.import_shapes import (
 from modules.store_common.errors import StorageError
 
 __all__ = [
+    "FORMAT_NAMES",
     "MAX_RECORD_BYTES",
     "BadRecord",
     "ImportFile",
@@ -69,6 +71,9 @@ _KNOWN = (
 
 # A string, closed or cut off by the end of the buffer (group 1 is then empty), or a bracket.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{}]', re.DOTALL)
+
+# Where such a number may stand: orjson quietly makes a float of an integer beyond 64 bits.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 class ImportFileError(StorageError):
@@ -352,9 +357,23 @@ class _Cutter:
         self._start = self._scanned
 
 
+class _TooLargeError(Exception):
+    """An integer that would not come back as it was."""
+
+
+def _check_integer(digits: str) -> None:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise _TooLargeError
+
+
 def _decode(data: bytes, line: int, element: Optional[int]) -> Union[RawRecord, BadRecord]:
     try:
-        return RawRecord(orjson.loads(data), line, element)
+        value = orjson.loads(data)
+        if _LONG_NUMBER.search(data):
+            json.loads(data, parse_int=_check_integer)
+        return RawRecord(value, line, element)
+    except _TooLargeError:
+        return BadRecord(line, "holds an integer outside 64 signed bits; write it as text", element)
     except orjson.JSONDecodeError as exc:
         try:
             data.decode()

@@ -184,7 +184,8 @@ def _from_chatgpt(record: Mapping[str, Any]) -> ImportedConversation:
         str, Optional[str]
     ] = {}  # node -> itself where it has a message, else its nearest ancestor that has
     for key in _oldest_first(nodes, parents):
-        parent = nearest.get(parents[key]) if parents[key] is not None else None
+        above = parents[key]
+        parent = nearest.get(above) if isinstance(above, str) else None
         message = nodes[key].get("message") if isinstance(nodes[key], dict) else None
         if isinstance(message, dict):
             messages.append(_from_node(key, message, parent))
@@ -214,15 +215,17 @@ def _oldest_first(nodes: Mapping[str, Any], parents: Mapping[str, Any]) -> Itera
     """Yield nodes in the order of their times, each after its parent (a node without a time has its parent's)."""
     children: Dict[Optional[str], List[str]] = {}
     for key, parent in parents.items():
-        children.setdefault(parent if parent in parents else None, []).append(key)
+        children.setdefault(parent if isinstance(parent, str) and parent in parents else None, []).append(key)
     heap: List[Tuple[float, int, str]] = []
 
     def push(parent: Optional[str], at_least: float) -> None:
         for key in children.get(parent, ()):
             message = nodes[key].get("message") if isinstance(nodes[key], dict) else None
             time = message.get("create_time") if isinstance(message, dict) else None
-            usable = isinstance(time, (int, float)) and math.isfinite(time)
-            heapq.heappush(heap, (max(float(time), at_least) if usable else at_least, len(order), key))
+            if isinstance(time, (int, float)) and math.isfinite(time):
+                heapq.heappush(heap, (max(float(time), at_least), len(order), key))
+            else:
+                heapq.heappush(heap, (at_least, len(order), key))
             order.append(key)
 
     order: List[str] = []

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Awaitable, Callable, List, Tuple
+from typing import TYPE_CHECKING, Awaitable, Callable, Dict, List, Optional, Tuple
 
 from modules.store_common.errors import StorageError
 
 if TYPE_CHECKING:
+    from modules.conversation_store.records import RetentionPolicy
     from modules.storage.operations import Executor
     from modules.storage.settings import StorageSettings
     from modules.store_common.tenancy import TenantPolicy
 
-__all__ = ["Maintenance"]
+__all__ = ["Maintenance", "retention_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,16 @@ _RETENTION_EVERY_S = 3600.0
 _SWEEP_BATCH = 1000
 
 _Duty = Tuple[str, float, Callable[[], Awaitable[int]]]
+
+
+def retention_policy(settings: StorageSettings) -> RetentionPolicy:
+    """Return the conversation store's policy that `settings.retention` stands for; 0 keeps."""
+    from modules.conversation_store.records import RetentionPolicy
+
+    return RetentionPolicy(
+        delete_after_days=settings.retention.conversation_days,
+        history_limit=settings.retention.conversation_history_limit,
+    )
 
 
 class Maintenance:
@@ -38,12 +49,12 @@ class Maintenance:
     async def run(self) -> None:
         """Do every duty when it is due, for ever; ended by cancelling its task."""
         duties: List[_Duty] = [
-            ("turns", _TURNS_EVERY_S, self._recover_turns),
-            ("sweep", _SWEEP_EVERY_S, self._sweep),
+            ("turns", _TURNS_EVERY_S, self.recover_turns),
+            ("sweep", _SWEEP_EVERY_S, self.sweep),
         ]
         retention = self._settings.retention
         if retention.conversation_days or retention.conversation_history_limit:
-            duties.append(("retention", _RETENTION_EVERY_S, self._retain))
+            duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
         due = {name: 0.0 for name, _, _ in duties}
         while True:
             for name, every_s, duty in duties:
@@ -66,12 +77,14 @@ class Maintenance:
             if count:
                 logger.info("storage.maintenance.done", extra={"operation": name, "count": count})
 
-    async def _recover_turns(self) -> int:
-        from modules.conversation_store.repository import ConversationStore
+    async def recover_turns(self) -> int:
+        """Mark the replies of turns whose process died as interrupted, of every tenant; return how many there were."""
+        from modules.conversation_store.maintenance import ConversationMaintenance
 
-        return await ConversationStore(self._executor, self._tenancy).recover_turns()
+        return await ConversationMaintenance(self._executor).recover_turns()
 
-    async def _sweep(self) -> int:
+    async def sweep(self) -> int:
+        """Remove expired keys, of every tenant; return how many there were."""
         from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
 
         maintenance = KeyValueMaintenance(self._executor)
@@ -82,5 +95,25 @@ class Maintenance:
             if count < _SWEEP_BATCH:
                 return total
 
-    async def _retain(self) -> int:
-        raise NotImplementedError
+    async def retain(self, tenant_id: Optional[str] = None) -> Dict[str, int]:
+        """Apply the configured retention to every tenant, or to one; return what was done, in rows."""
+        from modules.conversation_store.maintenance import ConversationMaintenance
+        from modules.conversation_store.repository import ConversationStore
+
+        policy = retention_policy(self._settings)
+        totals: Dict[str, int] = {}
+        complete = False
+        while not complete:
+            if tenant_id is None:
+                result = await ConversationMaintenance(self._executor).run_retention(policy)
+            else:
+                store = ConversationStore(self._executor, self._tenancy)
+                result = await store.run_retention(policy, tenant_id=tenant_id)
+            counts = result.to_dict()
+            complete = counts.pop("complete")
+            for name, count in counts.items():
+                totals[name] = totals.get(name, 0) + count
+        return totals
+
+    async def _retain_all(self) -> int:
+        return sum((await self.retain()).values())

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Union
 
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
-from modules.storage.maintenance import Maintenance
+from modules.storage.maintenance import Maintenance, retention_policy
 from modules.storage.manager_checks import health_checks, verify_tables
 from modules.storage.manager_schema import ensure_schema, require_known_schema
 from modules.storage.opening import OpenOnce
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["StorageManager"]
 
 logger = logging.getLogger(__name__)
+
+_CANCEL_AGAIN_S = 0.2
 
 
 class StorageManager:
@@ -91,7 +93,7 @@ class StorageManager:
             raise
         self._process = os.getpid()
         self._pool = pool
-        maintenance = Maintenance(self.executor, self._settings, self._tenancy)
+        maintenance = self.maintenance
         self._tasks = [
             asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
             asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
@@ -146,7 +148,7 @@ class StorageManager:
                 "settings can be changed before initialize() or after shutdown(), not while the manager is open"
             )
         self._settings = self._settings.merged_with(overrides)
-        self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
+        self._monitor.interval_s = self._settings.health_check_interval_seconds
         return self._settings
 
     # --- stores -------------------------------------------------------------------------------------------------
@@ -267,6 +269,11 @@ class StorageManager:
         await ensure_schema(pool)
         return await verify_tables(pool)
 
+    @property
+    def maintenance(self) -> Maintenance:
+        """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
+        return Maintenance(self.executor, self._settings, self._tenancy)
+
     # --- inside -------------------------------------------------------------------------------------------------
 
     @property
@@ -290,7 +297,12 @@ class StorageManager:
         if name == "conversations":
             from modules.conversation_store.repository import ConversationStore
 
-            return ConversationStore(executor, self._tenancy, search_language=settings.sql.search_language)
+            return ConversationStore(
+                executor,
+                self._tenancy,
+                search_language=settings.sql.search_language,
+                retention=retention_policy(settings),
+            )
         if name == "kv":
             from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
@@ -352,5 +364,9 @@ async def _stop(tasks: List[asyncio.Task[None]]) -> None:
             task.cancel()
         elif loop.is_running():
             loop.call_soon_threadsafe(task.cancel)
-    if mine:
-        await asyncio.wait(mine)
+    while mine:
+        # Code below may swallow a cancellation that comes with a result (`asyncio.wait_for` before Python 3.12): ask again.
+        _, pending = await asyncio.wait(mine, timeout=_CANCEL_AGAIN_S)
+        mine = list(pending)
+        for task in mine:
+            task.cancel()

@@ -27,7 +27,7 @@ _TABLE_THERE = Statement(
 _REVISION = Statement(text(f"SELECT version_num FROM {VERSION_TABLE}").columns(version_num=Text()))
 
 
-@read
+@read(urgent=True)
 async def _revision(tx: Transaction) -> Optional[str]:
     if (await tx.one(_TABLE_THERE))[0] == 0:
         return None

@@ -95,6 +95,7 @@ class Operation(Generic[P, R_co]):
         atomic: True puts BEGIN and COMMIT around it; False is for a single statement, which is atomic by itself.
         batch: Optional form for many calls at once.
         conflict_key: Of the arguments of a call; calls with the same key never share a batch.
+        urgent: A read that must not wait behind long ones: a health check.
     """
 
     function: Callable[..., Coroutine[Any, Any, R_co]]
@@ -102,6 +103,7 @@ class Operation(Generic[P, R_co]):
     atomic: bool
     batch: Optional[BatchFunction] = None
     conflict_key: Optional[Callable[..., Hashable]] = None
+    urgent: bool = False
 
     @property
     def name(self) -> str:
@@ -123,19 +125,27 @@ _Function = Callable[Concatenate[Transaction, P], Coroutine[Any, Any, R]]
 def read(function: _Function[P, R], /) -> Operation[P, R]: ...
 @overload
 def read(
-    *, snapshot: bool = ..., batch: Optional[BatchFunction] = ...
+    *, snapshot: bool = ..., batch: Optional[BatchFunction] = ..., urgent: bool = ...
 ) -> Callable[[_Function[P, R]], Operation[P, R]]: ...
-def read(function: Any = None, /, *, snapshot: bool = False, batch: Optional[BatchFunction] = None) -> Any:
+def read(
+    function: Any = None,
+    /,
+    *,
+    snapshot: bool = False,
+    batch: Optional[BatchFunction] = None,
+    urgent: bool = False,
+) -> Any:
     """Make a coroutine function an operation that changes nothing.
 
     Args:
         function: `async def f(tx, ...)`.
         snapshot: Let all its statements see one state of the database (a transaction around them).
         batch: Form for many calls at once.
+        urgent: It must not wait behind long reads: a health check.
     """
 
     def decorate(decorated: Callable[..., Coroutine[Any, Any, Any]]) -> Operation[Any, Any]:
-        return Operation(decorated, writes=False, atomic=snapshot, batch=batch)
+        return Operation(decorated, writes=False, atomic=snapshot, batch=batch, urgent=urgent)
 
     return decorate if function is None else decorate(function)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -16,8 +17,13 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Optional, Union
 from modules.storage.opening import OpenOnce, run_in_thread
 from modules.storage.pool_errors import PoolError, PoolTimeoutError
 from modules.storage.settings import SQLBackendSettings, SQLDialect
-from modules.store_common.deadlines import deadline_after
-from modules.store_common.errors import MissingDependencyError, NotInitializedError, StorageError
+from modules.store_common.deadlines import deadline_after, within
+from modules.store_common.errors import (
+    MissingDependencyError,
+    NotInitializedError,
+    StorageError,
+    WrongProcessError,
+)
 from modules.store_common.ids import new_id
 
 if TYPE_CHECKING:
@@ -50,6 +56,7 @@ class SQLPool:
         # a plain lock: held for moments only, and right whichever loop or thread comes (P25)
         self._lock = threading.Lock()
         self._opening = OpenOnce()
+        self._process = os.getpid()
 
     @property
     def settings(self) -> SQLBackendSettings:
@@ -83,9 +90,15 @@ class SQLPool:
 
         Raises:
             NotInitializedError: before `initialize()` and after `shutdown()`.
+            WrongProcessError: the pool was opened before a fork.
             MissingDependencyError: PostgreSQL without psycopg.
         """
         executor = self.executor
+        if os.getpid() != self._process:
+            # a connection of the parent must not be used, nor closed, by its child
+            raise WrongProcessError(
+                "this pool was opened before a fork; open a new StorageManager in the child process"
+            )
         with self._lock:
             if self._engine is None:
                 self._engine = _create_engine(self._settings, executor)
@@ -112,6 +125,7 @@ class SQLPool:
 
     async def _open(self) -> None:
         started = time.monotonic()
+        self._process = os.getpid()
         self._executor = await self._open_executor()
         logger.info(
             "storage.pool.initialized",
@@ -135,7 +149,8 @@ class SQLPool:
         if executor is None:
             return
         if engine is not None:
-            await run_in_thread(engine.dispose)
+            mine = os.getpid() == self._process
+            await run_in_thread(lambda: engine.dispose(close=mine))
         ended = await executor.close(_CLOSE_TIMEOUT_S)
         if not ended:
             logger.warning("storage.pool.shutdown_timed_out", extra={"backend": self.dialect})
@@ -163,7 +178,7 @@ class SQLPool:
         if self._executor is None:
             return False
         try:
-            await asyncio.wait_for(self._executor.run(ping), timeout)
+            await within(self._executor.run(ping), timeout)
         except (StorageError, asyncio.TimeoutError):
             return False
         return True

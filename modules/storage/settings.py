@@ -57,6 +57,7 @@ from .settings_sql import PoolSettings, SQLBackendSettings
 from .settings_urls import MASK, ParsedUrl, build_url, is_local_host, parse_url
 
 __all__ = [
+    "DEFAULT_CONFIG_FILE",
     "KVStoreSettings",
     "MongoBackendSettings",
     "PgvectorIndexType",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Optional, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -19,6 +19,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from modules.store_common.errors import StorageError
 
 __all__ = [
+    "KeyPath",
     "Layer",
     "Setting",
     "SettingsError",
@@ -32,10 +33,10 @@ __all__ = [
     "yaml_layer",
 ]
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 # Section -> prefix of its environment names; the rest of a name is the field's name in capitals ...
-_PREFIXES: dict[Path, str] = {
+_PREFIXES: dict[KeyPath, str] = {
     (): "ATLAS_",
     ("sql",): "ATLAS_SQL_",
     ("sql", "pool"): "ATLAS_SQL_POOL_",
@@ -45,7 +46,7 @@ _PREFIXES: dict[Path, str] = {
     ("retention",): "ATLAS_RETENTION_",
 }
 # ... except these, whose short names are the customer's.
-_SHORT_NAMES: dict[Path, str] = {
+_SHORT_NAMES: dict[KeyPath, str] = {
     ("vectors", "collection_name"): "ATLAS_VECTOR_COLLECTION",
     ("vectors", "embedding_dimension"): "ATLAS_VECTOR_DIMENSION",
     ("health_check_interval_seconds",): "ATLAS_HEALTH_CHECK_INTERVAL",
@@ -84,7 +85,7 @@ class SettingsError(StorageError, ValueError):
 class Setting(NamedTuple):
     """One row of the table of settings."""
 
-    path: Path
+    path: KeyPath
     env: str
     default: Any
     description: str
@@ -99,12 +100,12 @@ class Setting(NamedTuple):
 class Layer(NamedTuple):
     """The values of one source by path, and the label of each for people."""
 
-    values: dict[Path, Any]
-    labels: dict[Path, str]
+    values: dict[KeyPath, Any]
+    labels: dict[KeyPath, str]
 
 
 @cache
-def settings_table(model: type[BaseModel], section: Path = ()) -> tuple[Setting, ...]:
+def settings_table(model: type[BaseModel], section: KeyPath = ()) -> tuple[Setting, ...]:
     """Every setting of `model`, depth first, in the order of declaration."""
     rows: list[Setting] = []
     for name, field in model.model_fields.items():
@@ -171,7 +172,7 @@ def yaml_layer(model: type[BaseModel], path: Union[str, os.PathLike[str]]) -> La
     # Neither error is chained: YAML errors quote the line, which may hold a password.
     problem = document = None
     try:
-        document = yaml.safe_load(FilePath(path).read_text(encoding="utf-8"))
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as exc:
         problem = (
             f"the file cannot be read ({exc.strerror or type(exc).__name__}); check its path and permissions"
@@ -202,7 +203,7 @@ def layer_from_mapping(model: type[BaseModel], mapping: Any, source: str) -> Lay
     return layer
 
 
-def _flatten(layer: Layer, value: Any, path: Path, source: str, sections: set[Path]) -> None:
+def _flatten(layer: Layer, value: Any, path: KeyPath, source: str, sections: set[KeyPath]) -> None:
     joiner = "." if ": " in source else ": "
     layer.labels[path] = source + joiner + ".".join(path) if path else source
     if isinstance(value, BaseModel) and path in sections:
@@ -224,9 +225,9 @@ def merge_layers(model: type[BaseModel], layers: Sequence[Layer]) -> tuple[dict[
     Returns:
         The nested mapping for the model, and dotted path -> label of each value in it.
     """
-    values: dict[Path, Any] = {}
+    values: dict[KeyPath, Any] = {}
     labels: dict[str, str] = {}
-    rank: dict[Path, int] = {}
+    rank: dict[KeyPath, int] = {}
     for number, layer in enumerate(layers):
         values.update(layer.values)
         rank.update(dict.fromkeys(layer.values, number))
@@ -253,7 +254,9 @@ def label_of(labels: Mapping[str, str], key: Optional[str]) -> Optional[str]:
     return labels.get(name)
 
 
-def _keep_newest_file_name(values: dict[Path, Any], rank: Mapping[Path, int], labels: dict[str, str]) -> None:
+def _keep_newest_file_name(
+    values: dict[KeyPath, Any], rank: Mapping[KeyPath, int], labels: dict[str, str]
+) -> None:
     """`sql.path` and `sql.database` both name the SQLite file: the one of the later source is meant."""
     path, database = ("sql", "path"), ("sql", "database")
     dialect = values.get(("sql", "dialect")) or "sqlite"

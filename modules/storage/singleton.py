@@ -15,11 +15,13 @@ __all__ = ["get_storage_manager", "get_storage_manager_sync", "reset_storage_man
 
 _lock = threading.Lock()
 _instance: Optional[StorageManager] = None
+# Calls that are opening the instance. One that fails or is cancelled must not forget it while another goes on.
+_opening = 0
 
 
 def _shared(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageManager:
-    """Return the instance, made if there is none; not opened."""
-    global _instance
+    """Return the instance, made if there is none; not opened. `_opened` has to follow."""
+    global _instance, _opening
     from modules.storage.manager import StorageManager
     from modules.storage.settings import StorageSettings
 
@@ -31,6 +33,7 @@ def _shared(settings: Union[StorageSettings, Mapping[str, Any], None]) -> Storag
                 "the process's StorageManager exists with other settings; call `await reset_storage_manager()` first, "
                 "or make a StorageManager of your own"
             )
+        _opening += 1
         return _instance
 
 
@@ -44,10 +47,12 @@ def _serve_tools(instance: StorageManager) -> None:
     set_kv_store_provider(provide)
 
 
-def _forget(instance: StorageManager) -> None:
-    global _instance
+def _opened(instance: StorageManager, failed: bool) -> None:
+    """End what `_shared` began; when nobody could open the instance, the next call may make another one."""
+    global _instance, _opening
     with _lock:
-        if _instance is instance and not instance.is_initialized:
+        _opening -= 1
+        if failed and _opening == 0 and _instance is instance and not instance.is_initialized:
             _instance = None
 
 
@@ -64,11 +69,12 @@ async def get_storage_manager(
         StorageError: the manager could not be opened, or exists with other settings.
     """
     instance = _shared(settings)
+    failed = True
     try:
         await instance.initialize()
-    except BaseException:
-        _forget(instance)
-        raise
+        failed = False
+    finally:
+        _opened(instance, failed)
     _serve_tools(instance)
     return instance
 
@@ -86,12 +92,13 @@ def get_storage_manager_sync(
     from modules.storage.adapters import bridge
 
     instance = _shared(settings)
-    if not instance.is_initialized:
-        try:
+    failed = True
+    try:
+        if not instance.is_initialized:
             bridge().call(instance.initialize)
-        except BaseException:
-            _forget(instance)
-            raise
+        failed = False
+    finally:
+        _opened(instance, failed)
     _serve_tools(instance)
     return instance
 

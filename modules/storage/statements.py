@@ -11,6 +11,7 @@ Rules for what is compiled: parameters are `bindparam("name")`; no expanding `IN
 
 from __future__ import annotations
 
+import re
 from operator import itemgetter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -21,10 +22,27 @@ from sqlalchemy.sql.expression import Executable, ReturnsRows
 from sqlalchemy.types import TypeEngine
 
 from modules.storage.columns import Codec, decoder, encoder
+from modules.store_common.errors import InvalidValueError
 
-__all__ = ["CompiledStatement", "Row", "Statement"]
+__all__ = ["CompiledStatement", "Row", "Statement", "quote_identifier"]
 
 Row = Tuple[Any, ...]
+
+# PostgreSQL cuts longer names off (NAMEDATALEN - 1), which would let two of them collide.
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_-]{0,62}\Z")
+
+
+def quote_identifier(name: str) -> str:
+    """Return `name` quoted for SQL: the one way by which a name that is not a constant gets into a statement.
+
+    Raises:
+        InvalidValueError: it is not 1 to 63 lower-case letters, digits, `_` and `-`, beginning with a letter or `_`.
+    """
+    if not _IDENTIFIER.match(name):
+        raise InvalidValueError(
+            "a name in SQL is 1 to 63 lower-case letters, digits, _ and -, and begins with a letter or _"
+        )
+    return f'"{name}"'
 
 
 class CompiledStatement:

@@ -1,20 +1,17 @@
-"""Data of a tenant in and out of a storage, as files: foreign conversations, and our own export.
+"""Data of a tenant in and out of a storage, as files: foreign conversations and our own export in, our own export out.
 
-The export is JSON lines: a header, then what belongs to each conversation, then keys, then a footer with the counts, by
-which an import knows that the file is whole. It streams both ways, and the file appears under its name only when all of
-it is on the disk.
-
-    {"atlas_export": 1, "tenant_id": "default", "exported_at": "..."}
-    {"kind": "conversation", ...}  {"kind": "message", ...}  ...
-    {"kind": "kv", "namespace": "...", "key": "...", "value": ... | "base64": "...", "expires_at": null}
-    {"kind": "end", "conversations": 6, "messages": 3453, "keys": 2}
+Everything is a stream: memory does not grow with the file. The format of our own export is in `transfer_export`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
 import os
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
 
 from modules.conversation_store.errors import ConversationArchivedError, ConversationNotFoundError
 from modules.conversation_store.records import NewMessage
@@ -22,23 +19,24 @@ from modules.storage.import_formats import (
     FORMAT_NAMES,
     BadRecord,
     ImportedConversation,
+    ImportedMessage,
     ImportFile,
+    ImportFileError,
     RawRecord,
 )
-from modules.store_common.errors import (
-    IdempotencyConflictError,
-    InvalidValueError,
-    StorageError,
-)
+from modules.storage.transfer_export import FORMAT_VERSION, ExportReport, export_tenant
+from modules.store_common.clock import utc_now
+from modules.store_common.errors import InvalidValueError, StorageError
 
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
 
-__all__ = ["ExportReport", "ImportReport", "OnBad", "OnProgress", "export_tenant", "import_file", "prune"]
+__all__ = ["ExportReport", "ImportReport", "OnBad", "OnProgress", "export_tenant", "import_file"]
 
-_FORMAT_VERSION = 1
-_BATCH = 1000
+_KEYS_TOGETHER = 100
 _BAD_KEPT = 1000
+# What the storage refuses for what it is: the record is left out, the rest goes on.
+_REFUSED = (InvalidValueError, ConversationArchivedError, ConversationNotFoundError)
 
 
 @dataclass
@@ -47,11 +45,12 @@ class ImportReport:
 
     Attributes:
         formats: The formats met.
-        conversations_seen: Conversations in the file, the bad ones not counted.
+        conversations_seen: Conversations in the file, without the bad ones.
         conversations_added: Those that were not there before.
         messages_seen: Messages in those conversations.
         messages_added: Those that were not there before.
-        keys_added: Keys written (our own export only).
+        keys_seen: Keys in the file (our own export only).
+        keys_added: Those that were not there before.
         bad: The records that were left out, the first thousand of them.
         bad_count: How many were left out.
     """
@@ -61,6 +60,7 @@ class ImportReport:
     conversations_added: int = 0
     messages_seen: int = 0
     messages_added: int = 0
+    keys_seen: int = 0
     keys_added: int = 0
     bad: List[BadRecord] = field(default_factory=list)
     bad_count: int = 0
@@ -72,13 +72,16 @@ class ImportReport:
     @property
     def summary(self) -> str:
         """What happened, in one line."""
-        names = ", ".join(FORMAT_NAMES.get(name, name) for name in self.formats) or "nothing"
-        text = (
-            f"Read {self.conversations_seen:,} conversations with {self.messages_seen:,} messages ({names}); "
-            f"added {self.conversations_added:,} conversations, {self.messages_added:,} messages"
-        )
-        text += f", {self.keys_added:,} keys" if self.keys_added else ""
-        return text + (f"; left out {self.bad_count:,} bad records" if self.bad_count else "") + "."
+        names = ", ".join(FORMAT_NAMES.get(name, name) for name in self.formats) or "no known format"
+        parts = [
+            f"Read {self.conversations_seen:,} conversations with {self.messages_seen:,} messages ({names})",
+            f"added {self.conversations_added:,} conversations and {self.messages_added:,} messages",
+        ]
+        if self.keys_seen:
+            parts.append(f"added {self.keys_added:,} of {self.keys_seen:,} keys")
+        if self.bad_count:
+            parts.append(f"left out {self.bad_count:,} bad records")
+        return "; ".join(parts) + "."
 
 
 OnProgress = Callable[[int, ImportReport], None]
@@ -87,7 +90,7 @@ OnBad = Callable[[BadRecord], None]
 
 async def import_file(
     storage: StorageManager,
-    path: os.PathLike[str],
+    path: Union[str, os.PathLike[str]],
     *,
     tenant_id: Optional[str] = None,
     on_progress: Optional[OnProgress] = None,
@@ -106,52 +109,93 @@ async def import_file(
         ImportFileError: the file as a whole cannot be read.
         StorageError: the storage failed; what was imported so far stays, and importing again goes on from there.
     """
-    importer = _Importer(storage, tenant_id, on_bad)
     with ImportFile(path) as file:
-        items = _own_items(file) if file.is_own_export else file.conversations()
-        for record, item in items:
-            await importer.take(record, item)
-            importer.report.formats = sorted(file.formats)
-            if on_progress is not None:
-                on_progress(file.bytes_read, importer.report)
-        await importer.finish()
+        importer = _Importer(storage, tenant_id, file, on_progress, on_bad)
+        if file.is_own_export:
+            await importer.own_export()
+        else:
+            await importer.foreign()
     return importer.report
 
 
-def _own_items(file: ImportFile) -> Iterator[Tuple[RawRecord, Any]]:
-    for record in file.records():
-        if isinstance(record, BadRecord):
-            yield RawRecord(None, record.line, record.element), record
-        else:
-            yield record, record.value
-
-
 class _Importer:
-    """Takes the items of one file, in order."""
+    """Takes the records of one file, in order."""
 
-    def __init__(self, storage: StorageManager, tenant_id: Optional[str], on_bad: Optional[OnBad]) -> None:
+    def __init__(
+        self,
+        storage: StorageManager,
+        tenant_id: Optional[str],
+        file: ImportFile,
+        on_progress: Optional[OnProgress],
+        on_bad: Optional[OnBad],
+    ) -> None:
         self.report = ImportReport()
         self._storage = storage
         self._tenant_id = tenant_id
+        self._file = file
+        self._on_progress = on_progress
         self._on_bad = on_bad
 
-    async def take(self, record: RawRecord, item: Any) -> None:
-        """Store one item; one that the storage refuses for what it is becomes a bad record."""
-        if isinstance(item, BadRecord):
-            self._bad(item)
-            return
-        try:
-            await self._conversation(item)
-        except (
-            InvalidValueError,
-            ConversationArchivedError,
-            ConversationNotFoundError,
-            IdempotencyConflictError,
-        ) as exc:
-            self._bad(record.bad(_reason(exc)))
+    async def foreign(self) -> None:
+        """Import conversations of any foreign shape."""
+        for record, item in self._file.conversations():
+            if isinstance(item, BadRecord):
+                self._bad(item)
+                continue
+            messages = (_new_message(message) for message in item.messages)
+            await self._conversation(record, _header_of(item), messages)
+        self._tell()
 
-    async def finish(self) -> None:
-        """Store what is still waiting."""
+    async def own_export(self) -> None:
+        """Import what `export_tenant` wrote."""
+        # A conversation's messages are read while it is being stored, so a record read too far is kept in `_Ahead`.
+        records = _Ahead(self._file.records())
+        footer = None
+        async with _Keys(self) as keys:
+            for record in records:
+                if isinstance(record, BadRecord):
+                    self._bad(record)
+                    continue
+                kind, body = _kind_of(record.value)
+                if kind == "conversation":
+                    messages = _Messages(records)
+                    await self._conversation(record, body, messages)
+                elif kind == "key":
+                    await keys.add(record, body)
+                elif kind == "end":
+                    footer = record
+                elif kind == "atlas_export":
+                    self._check_version(record.value)
+                else:
+                    self._bad(record.bad("is no record of an export, or a message without its conversation"))
+        if footer is None:
+            self._bad(BadRecord(records.line, "the file ends without its footer: it was cut short"))
+        self._tell()
+
+    def _check_version(self, header: Mapping[str, Any]) -> None:
+        if header["atlas_export"] != FORMAT_VERSION:
+            raise ImportFileError(
+                f"{self._file.path} was written by a newer release of atlas-storage; upgrade this one to import it"
+            )
+
+    async def _conversation(self, record: RawRecord, header: Any, messages: Any) -> None:
+        try:
+            result = await self._storage.conversations.import_conversation(
+                header, messages, tenant_id=self._tenant_id
+            )
+        except _REFUSED as exc:
+            if isinstance(messages, _Messages):
+                messages.skip()
+            self._bad(record.bad(str(exc)))
+            return
+        if isinstance(messages, _Messages):
+            for bad in messages.bad:
+                self._bad(bad)
+        self.report.conversations_seen += 1
+        self.report.conversations_added += result.created
+        self.report.messages_seen += result.added + result.skipped
+        self.report.messages_added += result.added
+        self._tell()
 
     def _bad(self, bad: BadRecord) -> None:
         self.report.bad_count += 1
@@ -160,41 +204,144 @@ class _Importer:
         if self._on_bad is not None:
             self._on_bad(bad)
 
-    async def _conversation(self, item: ImportedConversation) -> None:
-        store = self._storage.conversations
-        found = await store.ensure_conversation(
-            str(item.id), title=item.title, metadata=item.metadata, tenant_id=self._tenant_id
-        )
-        self.report.conversations_seen += 1
-        self.report.conversations_added += found.last_sequence == 0
-        self.report.messages_seen += len(item.messages)
-        known = set()
-        if found.last_sequence:
-            stream = store.stream_messages(found.id, include_deleted=True, tenant_id=self._tenant_id)
-            known = {message.id async for message in stream}
-        missing = [message for message in item.messages if message.id not in known]
-        for start in range(0, len(missing), _BATCH):
-            batch = [NewMessage(**_fields(message)) for message in missing[start : start + _BATCH]]
-            await store.add_messages(found.id, batch, tenant_id=self._tenant_id)
-            self.report.messages_added += len(batch)
+    def _tell(self) -> None:
+        self.report.formats = sorted(self._file.formats)
+        if self._on_progress is not None:
+            self._on_progress(self._file.bytes_read, self.report)
+
+    async def set_key(self, record: RawRecord, body: Any) -> None:
+        """Write one key of an export unless it is there or has expired."""
+        try:
+            value, ttl_seconds = _value_of(body), _seconds_left(body)
+            if ttl_seconds is not None and ttl_seconds <= 0 and body.get("expires_at") is not None:
+                return
+            version = await self._storage.kv.set(
+                body["namespace"],
+                body["key"],
+                value,
+                ttl_seconds=ttl_seconds,
+                only_if_absent=True,
+                tenant_id=self._tenant_id,
+            )
+        except (KeyError, TypeError, ValueError) as exc:  # InvalidValueError is a ValueError
+            self._bad(record.bad(str(exc) if isinstance(exc, StorageError) else "is no key of an export"))
+            return
+        self.report.keys_seen += 1
+        self.report.keys_added += version > 0
 
 
-def _fields(message: Any) -> Dict[str, Any]:
-    fields = message._asdict()
-    fields["metadata"] = fields["metadata"] or {}
-    return fields
+class _Ahead:
+    """An iterator that takes back the last record."""
+
+    def __init__(self, records: Iterator[Union[RawRecord, BadRecord]]) -> None:
+        self._records = records
+        self._back: Optional[Union[RawRecord, BadRecord]] = None
+        self.line = 0
+
+    def __iter__(self) -> _Ahead:
+        return self
+
+    def __next__(self) -> Union[RawRecord, BadRecord]:
+        record, self._back = self._back, None
+        if record is None:
+            record = next(self._records)
+            self.line = record.line
+        return record
+
+    def put_back(self, record: Union[RawRecord, BadRecord]) -> None:
+        """Give out `record` again."""
+        self._back = record
 
 
-def _reason(exc: StorageError) -> str:
-    return str(exc)
+class _Messages:
+    """The messages that follow in an export, up to the next record of another kind."""
+
+    def __init__(self, records: _Ahead) -> None:
+        self._records = records
+        self.bad: List[BadRecord] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for record in self._records:
+            if isinstance(record, BadRecord):
+                self.bad.append(record)
+                continue
+            kind, body = _kind_of(record.value)
+            if kind != "message":
+                self._records.put_back(record)
+                return
+            yield body
+
+    def skip(self) -> None:
+        """Read over those that are left: their conversation was refused."""
+        for _ in self:
+            pass
 
 
-async def export_tenant(storage: Any, path: Any, *, on_progress: Any = None) -> Any:
-    raise NotImplementedError
+class _Keys:
+    """Writes keys many at a time, so that they share a commit."""
+
+    def __init__(self, importer: _Importer) -> None:
+        self._importer = importer
+        self._waiting: List[Any] = []
+
+    async def __aenter__(self) -> _Keys:
+        return self
+
+    async def __aexit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None:
+            await self._flush()
+
+    async def add(self, record: RawRecord, body: Any) -> None:
+        """Take a key."""
+        self._waiting.append((record, body))
+        if len(self._waiting) >= _KEYS_TOGETHER:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        await asyncio.gather(*[self._importer.set_key(record, body) for record, body in waiting])
 
 
-async def prune(storage: Any) -> Dict[str, Any]:
-    raise NotImplementedError
+def _header_of(item: ImportedConversation) -> Dict[str, Any]:
+    given = {"id": item.id, "title": item.title, "created_at": item.created_at, "metadata": item.metadata}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-class ExportReport: ...
+def _new_message(message: ImportedMessage) -> NewMessage:
+    return NewMessage(
+        role=message.role,
+        content=message.content,
+        id=message.id,
+        name=message.name,
+        metadata=message.metadata or {},
+        parent_id=message.parent_id,
+        created_at=message.created_at,
+    )
+
+
+_KINDS = ("conversation", "message", "key", "end", "atlas_export")
+
+
+def _kind_of(value: Any) -> Any:
+    """Return (kind, body) of a record of our export, (None, None) of anything else."""
+    if isinstance(value, dict):
+        for kind in _KINDS:
+            if kind in value:
+                return kind, value[kind]
+    return None, None
+
+
+def _value_of(body: Mapping[str, Any]) -> Any:
+    if "base64" not in body:
+        return body["value"]
+    try:
+        return base64.b64decode(body["base64"], validate=True)
+    except binascii.Error as exc:
+        raise InvalidValueError("the bytes of a key are no base64") from exc
+
+
+def _seconds_left(body: Mapping[str, Any]) -> Optional[float]:
+    """Return the time to live from now; 0 is for ever, as the store counts."""
+    if body.get("expires_at") is None:
+        return 0
+    return (datetime.fromisoformat(body["expires_at"]) - utc_now()).total_seconds()

@@ -72,14 +72,20 @@ class UnitOfWorkState(enum.Enum):
 
 
 class OpenTransaction(Protocol):
-    """What a backend gives a unit of work: one transaction for many operations, begun when it is first needed."""
+    """What a backend gives a unit of work: one transaction for many operations, begun when it is first needed.
+
+    Attributes:
+        in_doubt: True from the moment COMMIT is sent until its answer is there.
+    """
+
+    in_doubt: bool
 
     async def run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """Run an operation in the transaction."""
         ...
 
     async def commit(self) -> None:
-        """Commit; `UnavailableError` (but not `BusyError`) and `DeadlineExceededError` mean: nobody knows."""
+        """Commit; when it raises and the transaction is not `in_doubt`, nothing was kept."""
         ...
 
     async def rollback(self) -> None:
@@ -99,8 +105,13 @@ class TransactionalExecutor(Protocol):
         """Say "sqlite" or "postgresql"."""
         ...
 
-    def unit(self, deadline: float) -> OpenTransaction:
-        """Return a new transaction, not yet begun; `deadline` is monotonic time in seconds."""
+    def unit(self, deadline: float, owner: Any = None) -> OpenTransaction:
+        """Return a new transaction, not yet begun.
+
+        Args:
+            deadline: Monotonic time in seconds.
+            owner: The task that the unit belongs to, whichever task uses it first.
+        """
         ...
 
 

@@ -261,7 +261,7 @@ class UnitOfWork:
                 f"an operation in this unit of work failed ({type(self._failed).__name__}); it can only be rolled back"
             ) from self._failed
         if self._transaction is None:
-            self._transaction = self._database.unit(self._deadline)
+            self._transaction = self._database.unit(self._deadline, self._task)
         return self._transaction
 
     async def _run_sql_functions(self) -> None:
@@ -276,10 +276,11 @@ class UnitOfWork:
         try:
             if self._transaction is not None:
                 await self._transaction.commit()
-        except BusyError as exc:
-            await self._undo(exc)
-            raise
         except (UnavailableError, DeadlineExceededError) as exc:
+            if isinstance(exc, BusyError) or self._transaction is None or not self._transaction.in_doubt:
+                # the database refused, or COMMIT was never sent
+                await self._undo(exc)
+                raise
             self._state = UnitOfWorkState.OUTCOME_UNKNOWN
             raise OutcomeUnknownError(
                 "the answer to COMMIT was lost: this unit of work is wholly applied or wholly absent; "
@@ -321,7 +322,8 @@ class UnitOfWork:
         for action in reversed(self._compensations):
             try:
                 await asyncio.wait_for(_call(action), self._timeout_s)
-            except Exception as exc:
+            except (Exception, asyncio.CancelledError) as exc:
+                # a cancelled action is a failed one: the others run all the same
                 logger.exception(
                     "storage.unit_of_work.compensation_failed",
                     extra={"backend": self._database.dialect, "error_type": type(exc).__name__},

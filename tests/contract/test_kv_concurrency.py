@@ -9,7 +9,10 @@ from typing import Any, List
 from modules.store_common.errors import ConcurrencyError
 from modules.store_common.tenancy import TenantPolicy
 from modules.Tools.Base_Tools.kv_store import ABSENT, KeyValueStore
-from tests.support.kv import kv, kv_pool, open_pool  # noqa: F401
+from tests.support import kv as support
+from tests.support.kv import open_pool
+
+kv, kv_pool = support.kv, support.kv_pool
 
 
 async def test_400_increments_give_400(kv: KeyValueStore) -> None:
@@ -19,7 +22,9 @@ async def test_400_increments_give_400(kv: KeyValueStore) -> None:
     assert await kv.get("app", "n") == 400
 
 
-async def test_increments_of_two_pools_add_up(migrated_settings: Any, kv: KeyValueStore, backend: str) -> None:
+async def test_increments_of_two_pools_add_up(
+    migrated_settings: Any, kv: KeyValueStore, backend: str
+) -> None:
     if backend == "sqlite-memory":
         return  # an in-memory database belongs to its pool
     pool = await open_pool(migrated_settings)
@@ -107,7 +112,7 @@ async def test_calls_that_wait_together_get_their_own_answers(kv: KeyValueStore)
 async def test_large_writes_that_cross_do_not_block_each_other(kv: KeyValueStore) -> None:
     keys = [f"k{i:03}" for i in range(300)]
     await asyncio.gather(
-        *[kv.set_many("app", {key: n for key in (keys if n % 2 else reversed(keys))}) for n in range(8)],
+        *[kv.set_many("app", dict.fromkeys(keys if n % 2 else reversed(keys), n)) for n in range(8)],
         *[kv.set("app", key, "single") for key in keys],
     )
     assert len((await kv.list("app", limit=1000)).entries) == 300

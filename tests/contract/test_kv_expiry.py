@@ -11,7 +11,10 @@ import pytest
 from modules.store_common.errors import ConcurrencyError, InvalidValueError
 from modules.store_common.tenancy import TenantPolicy
 from modules.Tools.Base_Tools.kv_store import ABSENT, KeyNotFoundError, KeyValueMaintenance, KeyValueStore
-from tests.support.kv import expire, kv, kv_pool, query  # noqa: F401
+from tests.support import kv as support
+from tests.support.kv import expire, query
+
+kv, kv_pool = support.kv, support.kv_pool
 
 
 async def _count_rows(kv: KeyValueStore) -> int:
@@ -180,13 +183,13 @@ async def test_the_sweep_removes_what_expired_of_every_tenant(kv: KeyValueStore,
 async def test_sweeps_and_writers_at_once_lose_nothing(kv: KeyValueStore, kv_pool: Any) -> None:
     maintenance = KeyValueMaintenance(kv_pool.executor)
     keys = [f"k{i}" for i in range(40)]
-    await kv.set_many("app", {key: "old" for key in keys}, ttl_seconds=1000)
+    await kv.set_many("app", dict.fromkeys(keys, "old"), ttl_seconds=1000)
     for key in keys:
         await expire(kv, "app", key)
 
     swept = await asyncio.gather(
         *[maintenance.sweep_expired(5) for _ in range(8)], *[kv.set("app", key, "new") for key in keys]
     )
-    assert await kv.get_many("app", keys) == {key: "new" for key in keys}
+    assert await kv.get_many("app", keys) == dict.fromkeys(keys, "new")
     assert sum(swept[:8]) <= 40
     assert swept[8:] == [1] * 40

@@ -15,7 +15,10 @@ from modules.Tools.Base_Tools.kv_store import (
     KeyValueStore,
     NamespaceQuotaExceededError,
 )
-from tests.support.kv import expire, kv, kv_pool, open_pool, usage  # noqa: F401
+from tests.support import kv as support
+from tests.support.kv import expire, open_pool, usage
+
+kv, kv_pool = support.kv, support.kv_pool
 
 
 def limited(pool: Any, namespace: int = 0, total: int = 0) -> KeyValueStore:
@@ -86,7 +89,7 @@ async def test_namespaces_opened_at_once_share_the_total(kv_pool: Any) -> None:
 async def test_every_way_of_growing_is_limited(kv_pool: Any) -> None:
     kv = limited(kv_pool, namespace=20)
     await kv.set("a", "n", 9)
-    await kv.set("a", "text", "0123456789abc")  # 2 + 4 + 15 would be 21 with one digit more
+    await kv.set("a", "text", "0123456789ab")  # 2 bytes for n, 18 for this
     before = {entry.key: (entry.value, entry.version) for entry in (await kv.list("a")).entries}
     for call in (
         kv.set("a", "new", 1),
@@ -125,6 +128,18 @@ async def test_expired_entries_make_room(kv_pool: Any) -> None:
         await kv.set("c", "new", b"x" * 47)
     await expire(kv, "b", "k")
     await kv.set("c", "new", b"x" * 47)
+    await usage(kv)
+
+
+async def test_expired_entries_of_a_namespace_make_room_in_it(kv_pool: Any) -> None:
+    kv = limited(kv_pool, namespace=100)
+    for namespace in ("a", "b"):
+        await kv.set(namespace, "k", b"x" * 74, ttl_seconds=1000)
+    await expire(kv, "b", "k")
+    with pytest.raises(NamespaceQuotaExceededError):
+        await kv.set("a", "new", b"x" * 47)
+    await expire(kv, "a", "k")
+    assert await kv.set("a", "new", b"x" * 47) == 1
     await usage(kv)
 
 

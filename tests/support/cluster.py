@@ -121,6 +121,15 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server and return once it accepts connections (after recovery, too)."""
+        self.spawn()
+        end = time.monotonic() + 60
+        while not self.is_ready():
+            if time.monotonic() > end:
+                raise RuntimeError(f"PostgreSQL was not ready in time: {self.log.read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def spawn(self) -> None:
+        """Start the server without waiting. In the main thread only: the server ends when the thread that made it does."""
         command = [str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory)]
         command += ["-h", "127.0.0.1", "-p", str(self.port)]
         with self.log.open("ab") as log:
@@ -134,21 +143,15 @@ class Cluster:
                 start_new_session=True,
                 **self._credentials,
             )
-        self._wait_until_ready(60)
 
-    def _wait_until_ready(self, seconds: float) -> None:
-        assert self.process is not None
-        end = time.monotonic() + seconds
-        pidfile = self.data / "postmaster.pid"
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()[-2000:]}")
-            with contextlib.suppress(FileNotFoundError):
-                lines = pidfile.read_text().splitlines()
-                if len(lines) >= 8 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready":
-                    return
-            time.sleep(0.01)
-        raise RuntimeError(f"PostgreSQL was not ready within {seconds} s")
+    def is_ready(self) -> bool:
+        """Whether it accepts connections; raises when it has ended."""
+        if self.process is None or self.process.poll() is not None:
+            raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()[-2000:]}")
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            return len(lines) >= 8 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready"
+        return False
 
     def stop(self) -> None:
         """Shut down, roughly if need be; harmless when it does not run."""

@@ -100,4 +100,3 @@ async def usage(store: KeyValueStore) -> None:
     for tenant_id, namespace, size_bytes, entries in kept:
         counted = [row[2] for row in rows if row[0] == tenant_id and namespace in ("", row[1])]
         assert (size_bytes, entries) == (sum(counted), len(counted)), (tenant_id, namespace)
-

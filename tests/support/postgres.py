@@ -165,6 +165,7 @@ class Server:
         name = self.template_name
         with _only_one("template") as directory:
             if not (directory / "template.done").exists():
+                self.drop_database(name)  # of a migration that failed
                 self.admin(f'CREATE DATABASE "{name}" TEMPLATE template0')
                 migrate(self.url_of(name))
                 (directory / "template.done").touch()

@@ -15,6 +15,8 @@ def migrated_template() -> Path:
         path = directory / "template.sqlite3"
         if not path.exists():
             partial = directory / "template.part"
+            for left_over in directory.glob("template.part*"):  # of a migration that failed
+                left_over.unlink()
             migrate(f"sqlite:///{partial}")
             left = [p.name for p in directory.glob("template.part-*") if p.stat().st_size]
             assert not left, f"a clean shutdown leaves one file, not also {left}"

@@ -62,9 +62,10 @@ def any_values() -> st.SearchStrategy[Any]:
     """Values inside and outside of the contract."""
     bad = st.one_of(
         st.sampled_from(
-            [float("nan"), float("inf"), 2**63, -(2**63) - 1, 10**4999, "\ud800", "a\udfff", b"x", (1,), 1j]
+            [float("nan"), float("inf"), 2**63, -(2**63) - 1, "\ud800", "a\udfff", b"x", (1,), 1j]
         ),
         st.integers(min_value=2**63),
+        st.builds(lambda: 10**4999),  # built, since its repr is refused by Python
         st.datetimes(),
         st.decimals(allow_nan=True),
         st.binary(max_size=4),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Any
+from typing import Any, List
 
 import pytest
 
-from modules.store_common.deadlines import deadline, deadline_after
+from modules.store_common.deadlines import deadline, deadline_after, within
 from modules.store_common.errors import InvalidValueError
 
 
@@ -55,3 +55,47 @@ async def test_a_task_inherits_the_deadline_and_its_siblings_do_not() -> None:
     outer = asyncio.create_task(look())
     assert await inner <= 1
     assert await outer > 9
+
+
+async def test_within_returns_the_result_and_raises_what_is_raised() -> None:
+    async def give() -> int:
+        return 7
+
+    async def fail() -> int:
+        raise KeyError("x")
+
+    assert await within(give(), 5.0) == 7
+    with pytest.raises(KeyError):
+        await within(fail(), 5.0)
+
+
+async def test_within_cancels_what_takes_longer() -> None:
+    ended: List[str] = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    with pytest.raises(asyncio.TimeoutError):
+        await within(hang(), 0.01)
+    assert ended == ["cancelled"]
+
+
+async def test_within_lets_a_cancellation_pass_that_comes_with_the_result() -> None:
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[str] = loop.create_future()
+    discarded: List[str] = []
+
+    async def call() -> str:
+        return await within(result, 5.0, discard=discarded.append)
+
+    task = asyncio.ensure_future(call())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    result.set_result("a connection")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert discarded == ["a connection"]

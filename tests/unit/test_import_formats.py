@@ -266,6 +266,16 @@ def test_a_bad_line_is_reported_and_the_rest_goes_on(tmp_path: Path, line: str, 
     assert str(bad).startswith("line 3: ")
 
 
+@pytest.mark.parametrize("number", [str(2**63), str(-(2**63) - 1), str(2**64), "9" * 30, "9" * 300])
+def test_an_integer_that_would_change_is_refused(tmp_path: Path, number: str) -> None:
+    line = '{"messages": [{"role": "user", "content": %s}]}'
+    good, (bad,), _ = read(write(tmp_path / "x", line % str(2**63 - 1), line % number, line % f'"{number}"'))
+
+    assert len(good) == 2
+    assert good[0].messages[0].content == 2**63 - 1
+    assert str(bad) == "line 2: holds an integer outside 64 signed bits; write it as text"
+
+
 def test_no_content_is_quoted_in_reports(tmp_path: Path) -> None:
     secret = "my-secret-words"
     lines = [
@@ -341,7 +351,7 @@ def test_things_between_the_elements_are_reported(tmp_path: Path) -> None:
 def test_the_cutter_finds_what_json_finds(tmp_path_factory: Any, data: Any) -> None:
     tricky = st.text(st.sampled_from('"\\[]{},:ab\n\té🙂'), max_size=12)
     values = st.recursive(
-        st.one_of(tricky, st.integers(), st.none()),
+        st.one_of(tricky, st.integers(-(2**63), 2**63 - 1), st.none()),
         lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(tricky, inner, max_size=3)),
         max_leaves=8,
     )

@@ -89,32 +89,37 @@ _SQLITE_DDL = [
 #: PostgreSQL's lock on an account that does not exist; names hold no control characters, so no two accounts share a text.
 ACCOUNT_LOCK = "hashtextextended({tenant} || chr(10) || {namespace}, 7067)"
 
-# Accounts that do not exist yet are announced by a shared lock, so that who opens one waits for the writers that did not
-# see it. Existing ones are locked in one order, whatever the plan of the update is.
+# An account that does not exist is announced by a shared lock, so that who opens it waits for the writers that did not
+# see it. One account after the other, in the order of `kv_quota`: so nobody waits in a circle.
 _FUNCTION = """
 CREATE FUNCTION atlas_kv_usage_{{name}}() RETURNS trigger LANGUAGE plpgsql AS $body$
+DECLARE
+  d record;
 BEGIN
   IF EXISTS (SELECT 1 FROM atlas_kv_usage) THEN
-    PERFORM pg_advisory_xact_lock_shared({lock}) FROM ({deltas}) AS d
-    WHERE NOT EXISTS (SELECT 1 FROM atlas_kv_usage AS u WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace)
-    ORDER BY d.tenant_id, d.namespace;
-    PERFORM 1 FROM atlas_kv_usage AS u
-    WHERE EXISTS (SELECT 1 FROM ({deltas}) AS d WHERE d.tenant_id = u.tenant_id AND d.namespace = u.namespace)
-    ORDER BY u.tenant_id, u.namespace FOR UPDATE;
-    UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
-    FROM ({deltas}) AS d WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+    FOR d IN
+      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
+             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
+      FROM ({{changes}}) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
+      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
+      ORDER BY 1, 2
+    LOOP
+      {account}
+      IF NOT FOUND THEN
+        PERFORM pg_advisory_xact_lock_shared({lock});
+        {account}
+      END IF;
+    END LOOP;
   END IF;
   RETURN NULL;
 END
 $body$
 """.format(
     lock=ACCOUNT_LOCK.format(tenant="d.tenant_id", namespace="d.namespace"),
-    deltas="""
-      SELECT c.tenant_id, coalesce(c.namespace, '') AS namespace,
-             sum(c.size_bytes) AS size_bytes, sum(c.entries) AS entries
-      FROM ({changes}) AS c GROUP BY GROUPING SETS ((c.tenant_id, c.namespace), (c.tenant_id))
-      HAVING sum(c.size_bytes) <> 0 OR sum(c.entries) <> 0
-    """,
+    account="""
+      UPDATE atlas_kv_usage AS u SET size_bytes = u.size_bytes + d.size_bytes, entries = u.entries + d.entries
+      WHERE u.tenant_id = d.tenant_id AND u.namespace = d.namespace;
+    """.strip(),
 )
 
 _TRIGGER = """

@@ -259,7 +259,7 @@ async def set_many(
 async def delete_entry(tx: Transaction, tenant_id: str, namespace: str, key: str) -> bool:
     """Remove the entry; return whether a live one was there."""
     row = await tx.first(sql.DELETE, tenant=tenant_id, space=namespace, name=key)
-    return row is not None and row[0] == 1
+    return row is not None and (row[0] is None or row[0] > row[1])
 
 
 @write(atomic=False)

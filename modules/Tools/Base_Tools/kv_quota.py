@@ -13,7 +13,7 @@ once there is any account in the database; before the very first one, `start_acc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Final, Optional, Tuple
+from typing import Any, Dict, Final, List, Optional, Tuple
 
 from sqlalchemy import BigInteger, Text, and_, bindparam, delete, func, literal_column, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -71,7 +71,14 @@ def _these(table: Any) -> Any:
 
 _ACCOUNTS = select(_U.c.namespace, _U.c.size_bytes).where(_these(_U))
 _READ_ACCOUNTS = Statement(_ACCOUNTS)
-_LOCK_ACCOUNTS = Statement(_ACCOUNTS.order_by(_U.c.namespace).with_for_update())
+_OTHER = _U.alias("other")
+_FOUND = select(func.count()).select_from(_OTHER).where(_these(_OTHER)).scalar_subquery()
+#: Locks the accounts, or gives and locks nothing when there are not as many as `wanted`.
+_LOCK_ACCOUNTS = Statement(
+    _ACCOUNTS.where(bindparam("wanted", type_=BigInteger) == _FOUND)
+    .order_by(_U.c.namespace)
+    .with_for_update()
+)
 LOCK_TENANT_ACCOUNTS = Statement(
     select(_U.c.namespace).where(_U.c.tenant_id == _TENANT).order_by(_U.c.namespace).with_for_update()
 )
@@ -154,33 +161,42 @@ def _passes(name: str, used: Dict[str, int], needed: Dict[str, int], limits: Dic
     return name in limits and needed[name] > 0 and used[name] > limits[name]
 
 
-def _names(accounts: Dict[str, int]) -> Dict[str, str]:
-    names = list(accounts)
-    return {"one": names[0], "two": names[-1]}
-
-
 async def _read(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Dict[str, int]:
-    return {row[0]: row[1] for row in await tx.all(_READ_ACCOUNTS, tenant=tenant_id, **_names(accounts))}
+    names = list(accounts)
+    rows = await tx.all(_READ_ACCOUNTS, tenant=tenant_id, one=names[0], two=names[-1])
+    return {row[0]: row[1] for row in rows}
 
 
 async def _lock(tx: Transaction, tenant_id: str, accounts: Dict[str, int]) -> Optional[Dict[str, int]]:
     """Lock the accounts, opening those that are not there; None when `start_accounts` has to come first."""
-    names = _names(accounts)
-    found = {row[0]: row[1] for row in await tx.all(_LOCK_ACCOUNTS, tenant=tenant_id, **names)}
-    missing = sorted(set(accounts) - set(found))
-    if not missing:
+    found = await _lock_these(tx, tenant_id, list(accounts))
+    if found:
         return found
+    if tx.dialect == "postgresql" and await tx.first(_IS_MARKED) is None:
+        return None
+    # one after the other: who holds the right to open an account waits for nothing but that account
+    for name in sorted(accounts):
+        row = await _lock_these(tx, tenant_id, [name])
+        if not row:
+            await _open(tx, tenant_id, name)
+            row = await _lock_these(tx, tenant_id, [name])
+        found.update(row)
+    return found
+
+
+async def _lock_these(tx: Transaction, tenant_id: str, names: List[str]) -> Dict[str, int]:
+    rows = await tx.all(_LOCK_ACCOUNTS, tenant=tenant_id, one=names[0], two=names[-1], wanted=len(names))
+    return {row[0]: row[1] for row in rows}
+
+
+async def _open(tx: Transaction, tenant_id: str, name: str) -> None:
+    """Open an account with what is there; on PostgreSQL after every writer that cannot have seen it has finished."""
     if tx.dialect == "postgresql":
-        if await tx.first(_IS_MARKED) is None:
-            return None
-        for name in missing:
-            await tx.all(_OPEN_ALONE, tenant=tenant_id, space=name)
-    for name in missing:
-        if name == TOTAL:
-            await tx.run(_OPEN_TOTAL, tenant=tenant_id)
-        else:
-            await tx.run(_OPEN_NAMESPACE, tenant=tenant_id, space=name)
-    return {row[0]: row[1] for row in await tx.all(_LOCK_ACCOUNTS, tenant=tenant_id, **names)}
+        await tx.all(_OPEN_ALONE, tenant=tenant_id, space=name)
+    if name == TOTAL:
+        await tx.run(_OPEN_TOTAL, tenant=tenant_id)
+    else:
+        await tx.run(_OPEN_NAMESPACE, tenant=tenant_id, space=name)
 
 
 @write

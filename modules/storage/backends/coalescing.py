@@ -1,8 +1,11 @@
 """Calls of one operation that wait at the same time become one statement (ACCESS_PATH item 14).
 
 A lone call goes at once, by itself. While calls are under way, later ones of the same operation gather; when a place is
-free they leave together through the operation's `batch` form. Each caller gets its own result or error. A batch that
-fails as a whole (one of them broke a rule) is run again one by one, so that only the culprit gets the error.
+free they leave together through the operation's `batch` form, at the end of the loop's turn: the callers of the batch
+that has just ended come back in that turn and go along. (Without that the first of them went alone and the others waited
+for it: kv set at 64 tasks 22,600/s instead of 34,200/s, p99 7.3 instead of 2.7 ms.) Each caller gets its own result or
+error. A batch that fails as a whole (one of them broke a rule) is run again one by one, so that only the culprit gets the
+error.
 """
 
 from __future__ import annotations
@@ -28,12 +31,21 @@ RunBatch = Callable[["Operation[Any, Any]", Sequence[Tuple[Any, ...]], float], A
 
 
 class _Lane:
-    """The calls of one operation."""
+    """The calls of one operation.
 
-    __slots__ = ("under_way", "waiting")
+    Attributes:
+        under_way: Statements that run.
+        waiting: Calls that wait.
+        crowded: The last to leave were several: the next will not be alone either.
+        departing: The end of this turn of the loop sends away those who wait.
+    """
+
+    __slots__ = ("crowded", "departing", "under_way", "waiting")
 
     def __init__(self) -> None:
         self.under_way = 0
+        self.crowded = False
+        self.departing = False
         self.waiting: Deque[_Waiting] = deque()
 
 
@@ -68,11 +80,13 @@ class Coalescer:
         if lane is None:
             lane = self._lanes[operation] = _Lane()
         if lane.under_way < self._places and not lane.waiting:
-            lane.under_way += 1
-            try:
-                return await self._run_one(operation, args, deadline)
-            finally:
-                self._leave(operation, lane)
+            if not lane.crowded:
+                lane.under_way += 1
+                try:
+                    return await self._run_one(operation, args, deadline)
+                finally:
+                    self._leave(operation, lane)
+            self._depart_soon(operation, lane)
         if len(lane.waiting) >= self._max_waiting:
             raise OverloadedError(
                 f"{len(lane.waiting)} calls of {operation.name} wait already; slow down and try again"
@@ -87,12 +101,27 @@ class Coalescer:
 
     async def drain(self) -> None:
         """Wait for the batches under way."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        while self._tasks or any(lane.departing for lane in self._lanes.values()):
+            if self._tasks:
+                await asyncio.wait(set(self._tasks))
+            else:
+                await asyncio.sleep(0)
 
     def _leave(self, operation: Operation[Any, Any], lane: _Lane) -> None:
-        """Free a place, and fill it with those who wait."""
+        """Free a place for those who wait."""
         lane.under_way -= 1
+        if lane.waiting:
+            self._depart_soon(operation, lane)
+
+    def _depart_soon(self, operation: Operation[Any, Any], lane: _Lane) -> None:
+        if not lane.departing:
+            lane.departing = True
+            self._loop.call_soon(self._depart, operation, lane)
+
+    def _depart(self, operation: Operation[Any, Any], lane: _Lane) -> None:
+        """Fill the free places with those who wait."""
+        lane.departing = False
+        lane.crowded = len(lane.waiting) > 1
         while lane.waiting and lane.under_way < self._places:
             batch = self._next_batch(operation, lane)
             if not batch:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional
 
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
 from modules.storage.backends.rows import compile_free_sql
+from modules.storage.statements import quote_identifier
 from modules.store_common.deadlines import deadline_after
-from modules.store_common.errors import InvalidValueError, NotConfiguredError, PermissionDeniedError
+from modules.store_common.errors import NotConfiguredError, PermissionDeniedError
 
 if TYPE_CHECKING:
     from modules.storage.backends.postgresql_executor import PostgresExecutor
     from modules.storage.pool import SQLPool
 
 __all__ = ["PostgreSQLBackend"]
-
-_EXTENSION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
 
 
 class PostgreSQLBackend:
@@ -100,8 +98,7 @@ class PostgreSQLBackend:
         return await self._ensure_extension("vector")
 
     async def _ensure_extension(self, name: str) -> str:
-        if not _EXTENSION_NAME.match(name):
-            raise InvalidValueError("an extension's name is lower-case letters, digits, _ and -")
+        create = f"CREATE EXTENSION IF NOT EXISTS {quote_identifier(name)}"
         look = "SELECT default_version, installed_version FROM pg_available_extensions WHERE name = :name"
         rows = await self.execute_sql(look, {"name": name})
         if not rows:
@@ -110,7 +107,7 @@ class PostgreSQLBackend:
             )
         if rows[0]["installed_version"] is None:
             try:
-                await self.execute_sql(f'CREATE EXTENSION IF NOT EXISTS "{name}"')
+                await self.execute_sql(create)
             except PermissionDeniedError as exc:
                 raise PermissionDeniedError(
                     f"the PostgreSQL role may not create the extension {name}; let a superuser run CREATE EXTENSION"

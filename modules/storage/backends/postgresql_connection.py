@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Literal, Mapping, Optional, S
 import asyncpg
 
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
+from modules.store_common.deadlines import within
 from modules.store_common.errors import DeadlineExceededError, StatementError, UnavailableError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class PostgresOptions:
         connect_timeout_s: Longest time to open a connection, in seconds.
         command_timeout_s: The server ends a statement after this many seconds, too.
         transaction_pooling: A pooler in transaction mode is in front: no named statements, no session settings.
+        startup_settings: False behind any pooler: PgBouncer refuses start-up parameters that it does not track.
     """
 
     dsn: str = field(repr=False)
@@ -40,6 +42,7 @@ class PostgresOptions:
     connect_timeout_s: float = 10.0
     command_timeout_s: float = 30.0
     transaction_pooling: bool = False
+    startup_settings: bool = True
 
 
 def remaining(deadline: float) -> float:
@@ -63,14 +66,19 @@ def _tls(options: PostgresOptions) -> Union[Literal["disable", "prefer", "requir
         return "prefer"
     if options.tls_mode == "require":
         return "require"
-    context = ssl.create_default_context(cafile=options.tls_ca_file)
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca_file)
+    except OSError as exc:
+        raise UnavailableError(
+            "sql.tls_ca_file cannot be read as a PEM file of certificates; check the path"
+        ) from exc
     context.check_hostname = options.tls_mode == "verify-full"
     return context
 
 
 def _server_settings(options: PostgresOptions) -> Dict[str, str]:
     settings = {"application_name": options.application_name}
-    if not options.transaction_pooling:
+    if options.startup_settings:
         # PgBouncer refuses start-up parameters that it does not track; without a pooler the server watches the time too
         settings["statement_timeout"] = str(int(options.command_timeout_s * 1000))
         settings["idle_in_transaction_session_timeout"] = str(
@@ -93,7 +101,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
         timeout = min(options.connect_timeout_s, remaining(deadline))
         try:
             # asyncpg's own time-out does not cover every step of TLS and start-up
-            return await asyncio.wait_for(
+            return await within(
                 asyncpg.connect(
                     options.dsn,
                     ssl=_tls(options),
@@ -103,6 +111,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                     server_settings=_server_settings(options),
                 ),
                 timeout,
+                discard=lambda connection: connection.terminate(),
             )
         except asyncpg.CannotConnectNowError as exc:
             if remaining(deadline) < 0.2:
@@ -113,6 +122,12 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                 f"PostgreSQL did not answer within {timeout:.1f} s while connecting"
             ) from exc
         except (ValueError, *DRIVER_ERRORS) as exc:
+            if type(exc) is ConnectionError and options.tls_mode not in ("disable", "prefer"):
+                # asyncpg's own; what the operating system raises is a subclass
+                raise UnavailableError(
+                    "the PostgreSQL server does not speak TLS, and sql.tls_mode asks for it; set it up on the server, "
+                    "or set sql.tls_mode to prefer if the network is trusted"
+                ) from exc
             raise translate(exc) from exc
 
 

@@ -17,7 +17,14 @@ from modules.store_common import errors
 __all__ = ["DRIVER_ERRORS", "translate"]
 
 #: What asyncpg lets out: its own errors, the socket's, and its time-outs.
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+# `InternalClientError` is what a connection says that broke while nobody looked (seen when the server is stopped).
+DRIVER_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    asyncio.TimeoutError,
+)
 
 _Make = Callable[[], errors.StorageError]
 
@@ -30,7 +37,14 @@ _DEADLINE: _Make = lambda: errors.DeadlineExceededError(  # noqa: E731
 )
 
 _BY_STATE: Dict[str, _Make] = {
+    "08P01": lambda: errors.UnavailableError(
+        "PostgreSQL, or a pooler in front of it, refused the connection's parameters; behind a pooler set sql.pooler to "
+        "transaction or session"
+    ),
     "23505": lambda: errors.AlreadyExistsError("a row with this key exists"),
+    "25P02": lambda: errors.StatementError(
+        "an earlier statement of this transaction failed, so PostgreSQL can only roll it back"
+    ),
     "25P03": _DEADLINE,
     "26000": lambda: errors.StatementError(
         "PostgreSQL lost a prepared statement: a pooler in transaction mode is in front; set sql.pooler to transaction"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple, TypeVar
 from typing_extensions import ParamSpec
 
 from modules.storage.backends.coalescing import Coalescer
+from modules.storage.backends.postgresql_budget import ConnectionBudget
 from modules.storage.backends.postgresql_connection import PostgresOptions, PostgresTransaction
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
-from modules.storage.backends.postgresql_pool import ConnectionBudget, PooledConnection, PostgresPool
+from modules.storage.backends.postgresql_pool import PooledConnection, PostgresPool
 from modules.storage.backends.postgresql_unit import PostgresUnit, create_unit_engine
 from modules.storage.pool_errors import PoolError
 from modules.store_common.deadlines import deadline_after
@@ -42,6 +43,8 @@ R = TypeVar("R")
 
 # Statements of one coalesced operation under way at once; see benchmarks/, kv get and set at 64 tasks.
 _COALESCING_PLACES = 2
+# SQLSTATE of "unsupported startup parameter", which PostgreSQL itself never says to us.
+_PROTOCOL_VIOLATION = "08P01"
 # A read, or a write that cannot have begun, is tried again on a fresh connection this often when one broke.
 _ATTEMPTS = 3
 
@@ -84,7 +87,11 @@ class PostgresExecutor:
     dialect = "postgresql"
 
     def __init__(self, options: PostgresOptions, limits: PoolLimits, *, pooler: str = "auto") -> None:
-        self.options = replace(options, transaction_pooling=pooler == "transaction")
+        self.options = replace(
+            options,
+            transaction_pooling=pooler == "transaction",
+            startup_settings=pooler in ("auto", "none"),
+        )
         self._limits = limits
         self._pooler = pooler
         self._budget = ConnectionBudget(limits.size + limits.max_overflow)
@@ -154,8 +161,13 @@ class PostgresExecutor:
         alone: R = await self._run(pool, operation.function, operation, args, kwargs, deadline)
         return alone
 
-    def unit(self, deadline: float) -> PostgresUnit:
-        """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
+    def unit(self, deadline: float, owner: Any = None) -> PostgresUnit:
+        """Return a new transaction for a unit of work, not yet begun.
+
+        Args:
+            deadline: Monotonic time in seconds.
+            owner: The task that the unit belongs to; of no use here, where each unit has a connection of its own.
+        """
         self._here()
         return PostgresUnit(self, deadline)
 
@@ -173,7 +185,14 @@ class PostgresExecutor:
         """Return the running loop's pool in numbers; zeros when it has none."""
         found = self._pools.get(asyncio.get_running_loop())
         if found is None:
-            return {"size": 0, "in_use": 0, "idle": 0, "waiting": 0, "limit": self._budget.limit}
+            return {
+                "size": 0,
+                "in_use": 0,
+                "idle": 0,
+                "closing": 0,
+                "waiting": 0,
+                "limit": self._budget.limit,
+            }
         return found[0].statistics
 
     def _here(self) -> Tuple[PostgresPool, Coalescer]:
@@ -217,8 +236,6 @@ class PostgresExecutor:
         with self._lock:
             for dead in [other for other in self._pools if other.is_closed()]:
                 self._pools.pop(dead)[0].abandon()
-            for other, (idle_pool, _) in self._pools.items():
-                other.call_soon_threadsafe(idle_pool.shrink)
             self._pools[loop] = (pool, coalescer)
         return pool, coalescer
 
@@ -272,7 +289,17 @@ class PostgresExecutor:
         raise AssertionError("unreachable")
 
     async def _look_at_server(self) -> ServerFacts:
-        pool = self.pool()
+        try:
+            return await self._ask_server(self.pool())
+        except UnavailableError as exc:
+            refused = getattr(exc.__cause__, "sqlstate", None) == _PROTOCOL_VIOLATION
+            if not refused or self._pooler != "auto" or self.options.transaction_pooling:
+                raise
+        # a pooler that refuses our start-up parameters
+        await self._reopen_for_pooler(self.pool())
+        return await self._ask_server(self.pool())
+
+    async def _ask_server(self, pool: PostgresPool) -> ServerFacts:
         async with pool.connection(deadline_after(self.options.connect_timeout_s)) as raw:
             try:
                 row = await raw.fetchrow(
@@ -286,15 +313,16 @@ class PostgresExecutor:
                 raise StatementError("PostgreSQL answered a question about its settings with nothing")
             # a pooler answers with a key of its own where the server gives the process id
             behind_pooler = self._pooler in ("transaction", "session") or (
-                self._pooler == "auto" and row[2] != raw.get_server_pid()
+                self._pooler == "auto"
+                and (row[2] != raw.get_server_pid() or self.options.transaction_pooling)
             )
-        if behind_pooler and self._pooler == "auto":
+        if behind_pooler and self._pooler == "auto" and not self.options.transaction_pooling:
             await self._reopen_for_pooler(pool)
         return ServerFacts(str(row[0]), int(row[1]), behind_pooler)
 
     async def _reopen_for_pooler(self, pool: PostgresPool) -> None:
         logger.info("storage.postgresql.pooler_detected", extra={"backend": "postgresql"})
-        self.options = replace(self.options, transaction_pooling=True)
+        self.options = replace(self.options, transaction_pooling=True, startup_settings=False)
         await pool.close(timeout_s=1.0)
         with self._lock:
             self._pools.pop(asyncio.get_running_loop(), None)

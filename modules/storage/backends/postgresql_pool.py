@@ -8,12 +8,13 @@ connection whose state is in doubt (cancelled, timed out, broken) is closed, nev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import threading
+import socket
 import time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, AsyncIterator, Deque, Dict, Optional
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Deque, Dict, Optional, Set
 
 from modules.storage.backends.postgresql_connection import PostgresOptions, connect, remaining
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS
@@ -23,35 +24,17 @@ from modules.store_common.errors import NotInitializedError
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["ConnectionBudget", "PooledConnection", "PostgresPool"]
+    from modules.storage.backends.postgresql_budget import ConnectionBudget
+
+__all__ = ["PooledConnection", "PostgresPool"]
 
 logger = logging.getLogger(__name__)
 
 # An idle connection is asked whether it lives before it is used, when it was idle for this long (seconds).
 _PING_AFTER_IDLE_S = 5.0
 _REAP_INTERVAL_S = 15.0
-
-
-class ConnectionBudget:
-    """How many connections all pools of one database may hold together; each event loop has a pool of its own."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._lock = threading.Lock()
-
-    def take(self) -> bool:
-        """Reserve one connection; False when none is left."""
-        with self._lock:
-            if self.used >= self.limit:
-                return False
-            self.used += 1
-            return True
-
-    def give(self, count: int = 1) -> None:
-        """Give back."""
-        with self._lock:
-            self.used -= count
+# How long the server may take to end what a discarded connection was doing, before the socket is closed under it.
+_DISCARD_TIMEOUT_S = 1.0
 
 
 class PooledConnection:
@@ -103,20 +86,35 @@ class PostgresPool:
         self._idle: Deque[PooledConnection] = deque()
         self._waiters: Deque[asyncio.Future[Optional[PooledConnection]]] = deque()
         self._holders: Counter[Any] = Counter()
+        self._closing: Set[asyncio.Task[None]] = set()
         self._open = 0
         self._closed = False
         # connections opened before this moment may be dead: the server was seen to go away
         self._suspect_before = 0.0
         self._reaper: asyncio.TimerHandle = self._loop.call_later(_REAP_INTERVAL_S, self._reap)
+        budget.join(self)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a connection; may be read from any thread."""
+        return len(self._waiters)
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Call `function` on this pool's event loop, from any thread; a pool whose loop is gone is abandoned."""
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            self.abandon()
 
     @property
     def statistics(self) -> Dict[str, int]:
-        """Connections open, in use and idle, calls that wait, and the limit."""
+        """Connections open, in use, idle and being closed, calls that wait, and the limit."""
         idle = len(self._idle)
         return {
             "size": self._open,
-            "in_use": self._open - idle,
+            "in_use": self._open - idle - len(self._closing),
             "idle": idle,
+            "closing": len(self._closing),
             "waiting": len(self._waiters),
             "limit": self._budget.limit,
         }
@@ -162,7 +160,11 @@ class PostgresPool:
             self._discard(pooled)
             return
         pooled.idle_since = time.monotonic()
-        if not self._hand_on(pooled):
+        if self._hand_on(pooled):
+            return
+        if self._budget.others_wait(self):
+            self._discard(pooled)
+        else:
             self._idle.append(pooled)
 
     def suspect(self) -> None:
@@ -182,12 +184,24 @@ class PostgresPool:
         if idle:
             # a frozen server must not keep shutdown waiting
             await asyncio.wait([asyncio.ensure_future(_close_politely(p.raw, timeout_s)) for p in idle])
-        self._forget(len(idle))
+        self._forgotten(len(idle))
+        if self._closing:
+            await asyncio.wait(set(self._closing))
+        self._budget.leave(self)
 
     def abandon(self) -> None:
         """Forget everything: the event loop is gone, nothing can be closed on it any more."""
         self._closed = True
+        self._budget.leave(self)
+        idle, self._idle = self._idle, deque()
+        for pooled in idle:
+            _cut(pooled.raw)
         self._forget(self._open)
+        self._budget.tell_others(self)
+
+    def room(self) -> None:
+        """Let the longest waiting call try again: another event loop gave a share of the budget back."""
+        self._hand_on(None)
 
     def shrink(self) -> None:
         """Close the idle connections: another event loop needs their share of the budget."""
@@ -257,8 +271,7 @@ class PostgresPool:
         try:
             return PooledConnection(await connect(self._options, deadline))
         except BaseException:
-            self._forget(1)
-            self._hand_on(None)
+            self._forgotten()
             raise
 
     async def _wait(self, deadline: float) -> PooledConnection:
@@ -268,6 +281,10 @@ class PostgresPool:
             max(0.0, min(deadline - started, self._timeout_s)), self._expire, waiter, started
         )
         self._waiters.append(waiter)
+        self._budget.ask_others(self)
+        if self._budget.has_room:
+            # given back by another loop between our look and our queueing
+            self._hand_on(None)
         try:
             pooled = await waiter
         except asyncio.CancelledError:
@@ -311,10 +328,23 @@ class PostgresPool:
         return False
 
     def _discard(self, pooled: PooledConnection) -> None:
-        if not pooled.raw.is_closed():
-            pooled.raw.terminate()
-        self._forget(1)
-        self._hand_on(None)
+        """Close a connection; its share of the budget is free when the server has let go of it."""
+        if pooled.raw.is_closed():
+            self._forgotten()
+            return
+        # closing the socket alone would leave a statement running on the server: asyncpg's close() cancels it
+        task = self._loop.create_task(_close_politely(pooled.raw, _DISCARD_TIMEOUT_S))
+        self._closing.add(task)
+        task.add_done_callback(self._discarded)
+
+    def _discarded(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        self._forgotten()
+
+    def _forgotten(self, count: int = 1) -> None:
+        self._forget(count)
+        if not self._hand_on(None):
+            self._budget.tell_others(self)
 
     def _forget(self, count: int) -> None:
         self._open -= count
@@ -331,11 +361,26 @@ class PostgresPool:
         self._reaper = self._loop.call_later(_REAP_INTERVAL_S, self._reap)
 
 
+def _cut(raw: asyncpg.Connection[Any]) -> None:
+    """End a connection whose event loop is gone, so that the server does not keep it; asyncpg has no public way."""
+    transport = getattr(raw, "_transport", None)
+    connected = None if transport is None else transport.get_extra_info("socket")
+    if connected is not None:
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(RuntimeError):
+        # marks it as closed; what it wants to do on its loop cannot be done
+        raw.terminate()
+
+
 async def _close_politely(raw: asyncpg.Connection[Any], timeout_s: float) -> None:
     try:
         await asyncio.wait_for(raw.close(timeout=timeout_s), timeout_s)
-    except DRIVER_ERRORS:
-        logger.debug("storage.postgresql.close_forced", extra={"backend": "postgresql"})
+    except Exception as exc:  # noqa: BLE001 - whatever its state: the socket is closed below
+        logger.debug(
+            "storage.postgresql.close_forced",
+            extra={"backend": "postgresql", "error_type": type(exc).__name__},
+        )
     finally:
         if not raw.is_closed():
             raw.terminate()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Dict, Optional,
 
 from modules.storage.backends.postgresql_connection import PostgresTransaction, remaining
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
+from modules.storage.backends.unit_turns import UnitTurns
+from modules.store_common.deadlines import within
 from modules.store_common.errors import DeadlineExceededError, StorageError, UnavailableError
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ __all__ = ["PostgresUnit", "create_unit_engine"]
 
 #: The connection of the unit of work whose session is being used in this context.
 _adopted: ContextVar[Any] = ContextVar("atlas_storage_postgresql_connection")
+
+
+# At the deadline a statement under way is cancelled by its own time-out; if it still runs after this long (seconds),
+# the server does not answer and the connection is closed under it.
+_GRACE_S = 0.4
 
 
 class PostgresUnit:
@@ -42,11 +49,13 @@ class PostgresUnit:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._ended: Optional[StorageError] = None
         # asyncpg allows one statement at a time on a connection; a unit may be used by several tasks
-        self._turn = asyncio.Lock()
+        self._turns = UnitTurns(deadline)
+        self._spoiled = False
+        self.in_doubt = False
 
     async def run(self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """Run an operation in the transaction. After one that failed in the database only a rollback is possible."""
-        async with self._turn:
+        async with self._turns.mine():
             pooled = await self._begun()
             tx = PostgresTransaction(pooled.raw, self._deadline)
             try:
@@ -55,20 +64,30 @@ class PostgresUnit:
                 if self._ended is not None:
                     # the connection was closed at the unit's deadline, while this statement was under way
                     raise self._ended from exc
+                self._spoiled = True
+                raise
+            except StorageError:
+                self._spoiled = True
                 raise
 
     async def commit(self) -> None:
-        """Commit. `UnavailableError` and `DeadlineExceededError` mean that the outcome is not known."""
-        if self._ended is not None:
-            raise self._ended
-        if self._pooled is None:
-            return
-        healthy = False
-        try:
-            await self._within_deadline(self._transaction.commit())
-            healthy = True
-        finally:
-            self._give_back(healthy)
+        """Commit; when it raises and the transaction is not in doubt, nothing was kept."""
+        async with self._turns.mine():
+            if self._ended is not None:
+                raise self._ended
+            if self._pooled is None:
+                return
+            healthy = False
+            try:
+                if self._spoiled:
+                    # PostgreSQL answers COMMIT of a failed transaction with a quiet ROLLBACK; any statement says so
+                    await self._within_deadline(self._pooled.raw.execute("SELECT 1"))
+                self.in_doubt = remaining(self._deadline) > 0
+                await self._within_deadline(self._transaction.commit())
+                self.in_doubt = False
+                healthy = True
+            finally:
+                self._give_back(healthy)
 
     async def rollback(self) -> None:
         """Roll back; harmless when the transaction has ended. Closing the connection is the way out when that fails."""
@@ -76,10 +95,11 @@ class PostgresUnit:
             return
         healthy = False
         try:
-            if not self._pooled.raw.is_closed():
-                await asyncio.wait_for(
-                    self._transaction.rollback(), min(5.0, max(0.1, self._executor.options.command_timeout_s))
-                )
+            # with a statement of another task under way, closing the connection is the only way
+            if not self._pooled.raw.is_closed() and not self._turns.busy:
+                # a server that does not answer must not keep the caller past the unit's deadline
+                left = self._deadline - asyncio.get_running_loop().time()
+                await within(self._transaction.rollback(), min(5.0, max(0.1, left)))
                 healthy = True
         except DRIVER_ERRORS:
             # the connection is closed below, and with it the transaction
@@ -92,15 +112,20 @@ class PostgresUnit:
         """Lend an ORM session inside the transaction; flushed at the end of the block, undone when it raises."""
         from sqlalchemy.ext.asyncio import AsyncSession
 
-        async with self._turn:
+        async with self._turns.mine():
             pooled = await self._begun()
             token = _adopted.set(_Borrowed(pooled.raw))
             try:
-                async with AsyncSession(self._executor.orm_engine(), expire_on_commit=False) as session:
+                # connected here and now: a session of another unit may be opened before the first statement of this one
+                connection = await self._executor.orm_engine().connect()
+            finally:
+                _adopted.reset(token)
+            try:
+                async with AsyncSession(connection, expire_on_commit=False) as session:
                     yield session
                     await session.commit()
             finally:
-                _adopted.reset(token)
+                await connection.close()
 
     async def _begun(self) -> PooledConnection:
         if self._ended is not None:
@@ -121,7 +146,7 @@ class PostgresUnit:
 
     async def _within_deadline(self, awaitable: Awaitable[Any]) -> None:
         try:
-            await asyncio.wait_for(awaitable, remaining(self._deadline))
+            await within(awaitable, remaining(self._deadline))
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 
@@ -129,7 +154,10 @@ class PostgresUnit:
         self._ended = DeadlineExceededError(
             "the unit of work passed its deadline and was rolled back; nothing of it was kept"
         )
-        self._give_back(healthy=False)
+        if self._turns.busy and self._timer is not None:
+            self._timer = asyncio.get_running_loop().call_later(_GRACE_S, self._give_back, False)
+        else:
+            self._give_back(healthy=False)
 
     def _give_back(self, healthy: bool) -> None:
         if self._timer is not None:
@@ -159,10 +187,9 @@ class _Borrowed:
 
 def create_unit_engine() -> AsyncEngine:
     """Return an async engine whose connections are those of the unit of work in whose context it is used."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
+    from modules.storage.backends.postgresql_orm import create_adopting_engine
 
     async def adopt() -> Any:
         return _adopted.get()
 
-    return create_async_engine("postgresql+asyncpg://", async_creator=adopt, poolclass=NullPool)
+    return create_adopting_engine(adopt)

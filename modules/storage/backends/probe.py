@@ -12,7 +12,7 @@ __all__ = ["ping"]
 _PING = Statement(select(literal(1)))
 
 
-@read
+@read(urgent=True)
 async def ping(tx: Transaction) -> None:
     """Ask the database for the number 1."""
     await tx.one(_PING)

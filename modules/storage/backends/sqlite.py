@@ -6,13 +6,17 @@ import os
 import sqlite3
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from sqlalchemy import Integer, String, text
 
 from modules.storage.backends.rows import compile_free_sql
 from modules.storage.backends.sqlite_connection import SQLiteOptions, open_connection
 from modules.storage.backends.sqlite_errors import translate
 from modules.storage.opening import run_in_thread
-from modules.store_common.errors import PermissionDeniedError, StorageIOError, UnavailableError
+from modules.storage.operations import Transaction, read
+from modules.storage.statements import Statement
+from modules.store_common.errors import PermissionDeniedError, StorageError, StorageIOError, UnavailableError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -22,10 +26,38 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLiteBackend", "create_sqlite_engine", "ensure_parent_directory"]
 
-_SHOWN_PRAGMAS = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "page_size", "cache_size")
+_SHOWN_PRAGMAS = {
+    "journal_mode": "PRAGMA journal_mode",
+    "synchronous": "PRAGMA synchronous",
+    "foreign_keys": "PRAGMA foreign_keys",
+    "busy_timeout": "PRAGMA busy_timeout",
+    "page_size": "PRAGMA page_size",
+    "cache_size": "PRAGMA cache_size",
+}
 # Long maintenance may take its time; in seconds.
 _MAINTENANCE_TIMEOUT_S = 3600.0
 _BACKUP_PAGES_PER_STEP = 1024
+
+# Looking goes to the reader: it must not queue behind a unit of work that holds the writer's turn.
+_TABLE_NAMES = Statement(
+    text("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").columns(name=String())
+)
+_PAGES = Statement(
+    text("SELECT page_count, page_size FROM pragma_page_count(), pragma_page_size()").columns(
+        page_count=Integer(), page_size=Integer()
+    )
+)
+
+
+@read(urgent=True)
+async def _table_names(tx: Transaction) -> List[str]:
+    return [row[0] for row in await tx.all(_TABLE_NAMES) if not row[0].startswith("sqlite_")]
+
+
+@read(urgent=True)
+async def _pages(tx: Transaction) -> Tuple[int, int]:
+    count, size = await tx.one(_PAGES)
+    return int(count), int(size)
 
 
 class SQLiteBackend:
@@ -51,8 +83,7 @@ class SQLiteBackend:
 
     async def get_table_names(self) -> List[str]:
         """Return the names of all tables, sorted; SQLite's own are left out."""
-        rows = await self.execute_sql("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
-        return [row["name"] for row in rows if not row["name"].startswith("sqlite_")]
+        return await self._executor.run(_table_names)
 
     async def verify_tables(self, required: Iterable[str]) -> Dict[str, bool]:
         """Return for each of the `required` tables whether it exists."""
@@ -69,10 +100,10 @@ class SQLiteBackend:
         Returns:
             The rows as mappings of column name to value; empty for a statement without rows.
         """
-        text, values = compile_free_sql(sql, params, "sqlite")
+        compiled, values = compile_free_sql(sql, params, "sqlite")
 
         def execute(connection: sqlite3.Connection) -> List[Dict[str, Any]]:
-            cursor = connection.execute(text, values)
+            cursor = connection.execute(compiled, values)
             names = [column[0] for column in cursor.description or ()]
             return [dict(zip(names, row)) for row in cursor.fetchall()]
 
@@ -80,18 +111,12 @@ class SQLiteBackend:
 
     async def get_database_size(self) -> int:
         """Return the size of the database in bytes, without its write-ahead log."""
-        return await self._executor.call_bare(
-            lambda connection: int(
-                connection.execute("PRAGMA page_count").fetchone()[0]
-                * connection.execute("PRAGMA page_size").fetchone()[0]
-            )
-        )
+        count, size = await self._executor.run(_pages)
+        return count * size
 
     async def get_page_count(self) -> int:
         """Return how many pages the database has."""
-        return await self._executor.call_bare(
-            lambda connection: int(connection.execute("PRAGMA page_count").fetchone()[0])
-        )
+        return (await self._executor.run(_pages))[0]
 
     def get_wal_size(self) -> int:
         """Return the size of the write-ahead log in bytes; 0 when there is none."""
@@ -106,7 +131,7 @@ class SQLiteBackend:
         """Return the pragmas in effect on the writer's connection; they are set whenever a connection is opened."""
 
         def look(connection: sqlite3.Connection) -> Dict[str, Any]:
-            return {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SHOWN_PRAGMAS}
+            return {name: connection.execute(sql).fetchone()[0] for name, sql in _SHOWN_PRAGMAS.items()}
 
         return await self._executor.call_bare(look)
 
@@ -129,11 +154,12 @@ class SQLiteBackend:
         """Copy the database to `path` while it is in use; the copy appears whole or not at all.
 
         Args:
-            path: The file to make; an existing one is replaced.
+            path: The file to make; an existing one is replaced, unless it is a database in use.
             progress: Called with (pages left, pages in all), in a worker thread.
 
         Raises:
             StorageIOError, StorageFullError, PermissionDeniedError: the copy cannot be written; none is left.
+            StorageError: `path` is a database in use.
         """
         options = self._executor.options
         target: Path = await run_in_thread(lambda: _backup(options, Path(path), progress))
@@ -148,6 +174,7 @@ class SQLiteBackend:
 def _backup(options: SQLiteOptions, path: Path, progress: Optional[Callable[[int, int], None]]) -> Path:
     target = path.expanduser().absolute()
     ensure_parent_directory(target)
+    _refuse_in_use(options, target)
     partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
     source = open_connection(options, read_only=True)
     try:
@@ -178,6 +205,15 @@ def _backup(options: SQLiteOptions, path: Path, progress: Optional[Callable[[int
         source.close()
         for leftover in (partial, partial.with_name(partial.name + "-journal")):
             leftover.unlink(missing_ok=True)
+
+
+def _refuse_in_use(options: SQLiteOptions, target: Path) -> None:
+    """A file put under an open database, or beside a write-ahead log that is not its own, would be damaged by it."""
+    same = options.path is not None and target.exists() and target.samefile(options.path)
+    if same or target.with_name(target.name + "-wal").exists():
+        raise StorageError(
+            "the backup's path is a database in use (or one that was not closed cleanly); choose another path"
+        )
 
 
 def _sync(path: Path) -> None:
@@ -216,5 +252,12 @@ def create_sqlite_engine(executor: SQLiteExecutor, pool_options: Dict[str, Any])
     def begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN")
 
+    def checkin(connection: Any, record: Any) -> None:
+        # SQLAlchemy takes a COMMIT that was refused (a deferred foreign key) for an end; SQLite keeps the transaction
+        # open, and with it everybody else's write lock
+        if connection is not None and connection.in_transaction:
+            connection.rollback()
+
     event.listen(engine, "begin", begin)
+    event.listen(engine, "checkin", checkin)
     return engine

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, TypeVar
 
 from typing_extensions import ParamSpec
 
@@ -30,6 +30,45 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+class _Threads(NamedTuple):
+    """The threads of an open database; a database in memory has one connection, so one thread serves as all three."""
+
+    writer: WriterThread
+    reader: DatabaseThread
+    #: Answers health checks beside long reads.
+    lookout: DatabaseThread
+
+    @property
+    def all(self) -> List[DatabaseThread]:
+        """Each thread once, the writer last: its connection empties the write-ahead log when it closes."""
+        return list(dict.fromkeys((self.lookout, self.reader, self.writer)))
+
+    def close(self, timeout_s: float) -> None:
+        """Close all; blocks."""
+        for thread in self.all:
+            thread.close(timeout_s)
+
+
+def _open_threads(options: SQLiteOptions, queue_size: int) -> _Threads:
+    """Start the threads; when one cannot open its connection, those before it are closed again."""
+    writer = WriterThread("writer", lambda: open_connection(options), queue_size)
+    writer.open()
+    if options.is_memory:
+        return _Threads(writer, writer, writer)
+    opened: List[DatabaseThread] = [writer]
+    thread: DatabaseThread
+    try:
+        for name in ("reader", "lookout"):
+            thread = ReaderThread(name, lambda: open_connection(options, read_only=True), queue_size)
+            thread.open()
+            opened.append(thread)
+    except BaseException:
+        for thread in reversed(opened):
+            thread.close(timeout_s=5.0)
+        raise
+    return _Threads(writer, opened[1], opened[2])
+
+
 class SQLiteExecutor:
     """Runs operations on one SQLite database. May be used from any number of event loops and threads.
 
@@ -47,8 +86,7 @@ class SQLiteExecutor:
         self.options = options
         self._command_timeout_s = command_timeout_s
         self._queue_size = queue_size
-        self._writer: Optional[WriterThread] = None
-        self._reader: Optional[DatabaseThread] = None
+        self._threads: Optional[_Threads] = None
         self._process = os.getpid()
         self._lock = threading.Lock()
         # tasks that hold the writer's turn: what they do outside of it would wait for themselves
@@ -58,18 +96,16 @@ class SQLiteExecutor:
     @property
     def is_open(self) -> bool:
         """Whether the threads run."""
-        return self._writer is not None
+        return self._threads is not None
 
     def open_and_close_later(self) -> None:
         """Undo an `open` that another thread is in the middle of: close as soon as it is done."""
 
         def undo() -> None:
             with self._lock:
-                writer, reader = self._writer, self._reader
-                self._writer = self._reader = None
-            for thread in (reader, writer):
-                if thread is not None:
-                    thread.close(timeout_s=10.0)
+                threads, self._threads = self._threads, None
+            if threads is not None:
+                threads.close(timeout_s=10.0)
 
         threading.Thread(target=undo, name="atlas-sqlite-close", daemon=True).start()
 
@@ -80,39 +116,22 @@ class SQLiteExecutor:
             UnavailableError, CorruptionError, PermissionDeniedError: the database cannot be opened.
         """
         with self._lock:
-            if self._writer is not None:
-                return
-            writer = WriterThread("writer", lambda: open_connection(self.options), self._queue_size)
-            writer.open()
-            if self.options.is_memory:
-                reader: DatabaseThread = writer
-            else:
-                reader = ReaderThread(
-                    "reader", lambda: open_connection(self.options, read_only=True), self._queue_size
-                )
-                try:
-                    reader.open()
-                except BaseException:
-                    writer.close(timeout_s=5.0)
-                    raise
-            self._process = os.getpid()
-            self._reader = reader
-            self._writer = writer
+            if self._threads is None:
+                self._threads = _open_threads(self.options, self._queue_size)
+                self._process = os.getpid()
 
     async def close(self, timeout_s: float = 10.0) -> bool:
         """Finish what waits, close the connections and end the threads; False when they did not end in time."""
         with self._lock:
-            writer, reader = self._writer, self._reader
-            self._writer = self._reader = None
-        if writer is None or reader is None or os.getpid() != self._process:
+            threads, self._threads = self._threads, None
+        if threads is None or os.getpid() != self._process:
             return True
-        threads: List[DatabaseThread] = [writer] if reader is writer else [reader, writer]
-        ended = [await join(thread, timeout_s) for thread in threads]
+        ended = [await join(thread, timeout_s) for thread in threads.all]
         return all(ended)
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `operation`; a write is durable when this returns."""
-        thread = self._thread(operation.writes)
+        thread = self._thread(operation.writes, operation.urgent)
         call = Call(operation, args, kwargs)
         if self._turn_holders:
             self._refuse_self_wait(operation.writes)
@@ -130,16 +149,22 @@ class SQLiteExecutor:
             timeout_s: Its deadline in seconds; None: the default of calls.
         """
         self._refuse_self_wait(writes=True)
-        turn = BareTurn(function)
-        self._thread(writes=True).submit(turn)
+        thread = self._thread(writes=True)
+        turn = BareTurn(function, thread)
+        thread.submit(turn)
         deadline = deadline_after(self._command_timeout_s if timeout_s is None else timeout_s)
-        result: T = await turn.call.result(deadline, lambda call: None)
+        result: T = await turn.call.result(deadline, thread.interrupt)
         return result
 
-    def unit(self, deadline: float) -> SQLiteUnit:
-        """Return a new transaction for a unit of work, not yet begun; `deadline` is monotonic time in seconds."""
+    def unit(self, deadline: float, owner: Any = None) -> SQLiteUnit:
+        """Return a new transaction for a unit of work, not yet begun.
+
+        Args:
+            deadline: Monotonic time in seconds.
+            owner: The task that the unit belongs to, whichever task uses it first.
+        """
         self._thread(writes=True)
-        return SQLiteUnit(self, deadline)
+        return SQLiteUnit(self, deadline, owner)
 
     def orm_engine(self) -> AsyncEngine:
         """Return the async SQLAlchemy engine for sessions inside units of work."""
@@ -154,9 +179,9 @@ class SQLiteExecutor:
         self._refuse_self_wait(writes=True)
         return WriterTurn(self._thread(writes=True), deadline)
 
-    def holding(self, turn: WriterTurn) -> None:
-        """Remember that the current task holds `turn`, until `released`."""
-        self._turn_holders[asyncio.current_task()] = turn
+    def holding(self, turn: WriterTurn, owner: Any = None) -> None:
+        """Remember that `owner` (None: the current task) holds `turn`, until `released`."""
+        self._turn_holders[asyncio.current_task() if owner is None else owner] = turn
 
     def released(self, turn: WriterTurn) -> None:
         """Forget `turn`."""
@@ -165,9 +190,9 @@ class SQLiteExecutor:
 
     def statistics(self) -> Dict[str, int]:
         """Return numbers for health: calls that wait, batches and calls done by the writer and the reader."""
-        writer, reader = self._writer, self._reader
-        if writer is None or reader is None:
+        if self._threads is None:
             return {}
+        writer, reader = self._threads.writer, self._threads.reader
         return {
             "writer_waiting": writer.waiting,
             "writer_batches": writer.batches,
@@ -177,15 +202,17 @@ class SQLiteExecutor:
             "reader_calls": reader.calls,
         }
 
-    def _thread(self, writes: bool) -> DatabaseThread:
-        thread = self._writer if writes else self._reader
-        if thread is None:
+    def _thread(self, writes: bool, urgent: bool = False) -> DatabaseThread:
+        threads = self._threads
+        if threads is None:
             raise NotInitializedError("the SQLite database")
         if os.getpid() != self._process:
             raise WrongProcessError(
                 "this SQLite database was opened before a fork; open a new StorageManager in the child process"
             )
-        return thread
+        if writes:
+            return threads.writer
+        return threads.lookout if urgent else threads.reader
 
     def _refuse_self_wait(self, writes: bool) -> None:
         if not (writes or self.options.is_memory):

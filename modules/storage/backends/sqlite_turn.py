@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Coroutine, Optional, TypeVar
 from modules.storage.backends.sqlite_calls import Call, Outcome, deliver
 from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
 from modules.storage.backends.sqlite_errors import translate
-from modules.store_common.errors import DeadlineExceededError, StorageError
+from modules.store_common.errors import DeadlineExceededError, StatementError, StorageError
 
 if TYPE_CHECKING:
     from modules.storage.backends.sqlite_threads import DatabaseThread
@@ -51,6 +51,11 @@ class WriterTurn:
     def is_open(self) -> bool:
         """Whether the transaction was begun and has not ended."""
         return self._open and self._ended is None
+
+    @property
+    def ended(self) -> Optional[StorageError]:
+        """What calls get that come after the end; None while it has not ended."""
+        return self._ended
 
     async def begin(self) -> None:
         """Wait for the turn and begin the transaction.
@@ -204,19 +209,33 @@ class WriterTurn:
 class BareTurn:
     """The writer's connection outside a transaction, for one function: VACUUM and checkpoints cannot run inside one."""
 
-    def __init__(self, function: Callable[[sqlite3.Connection], Any]) -> None:
+    def __init__(self, function: Callable[[sqlite3.Connection], Any], writer: DatabaseThread) -> None:
         self.call = Call(function, (), {})
+        self._writer = writer
 
     def serve(self, connection: sqlite3.Connection) -> None:
         """Run the function, on the writer thread."""
         if not self.call.claim():
             return
+        result: Any = None
+        error: Optional[Exception] = None
+        self._writer._set_current(self.call)
         try:
-            deliver([(self.call, self.call.work(connection), None)])
-        except sqlite3.Error as exc:
+            result = self.call.work(connection)
+        except (sqlite3.Error, OverflowError, ValueError) as exc:
             error = translate(exc)
             error.__cause__ = exc
-            deliver([(self.call, None, error)])
+        except Exception as exc:  # noqa: BLE001 - raised to the caller who waits; it must not end the thread
+            error = exc
+        finally:
+            self._writer._set_current(None)
+        if connection.in_transaction:
+            # everybody's next write would fail to begin its own
+            connection.execute("ROLLBACK")
+            error = error or StatementError(
+                "the SQL text left a transaction open, which was rolled back; use a unit of work or a session"
+            )
+        deliver([(self.call, result, error)])
 
     def refuse(self, error: StorageError) -> None:
         """Answer without having run."""

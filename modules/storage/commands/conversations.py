@@ -10,7 +10,7 @@ import typer
 from modules.storage.commands.errors import CommandFailedError
 from modules.storage.commands.invocation import Invocation, command, group
 
-__all__ = ["register"]
+__all__ = ["list_conversations", "register", "search", "show"]
 
 _LIMIT = typer.Option(20, "--limit", min=1, max=10_000, help="At most so many.")
 
@@ -95,7 +95,7 @@ async def search(
 ) -> None:
     """Search the text of messages; the best first."""
     async with call.storage() as storage:
-        hits = await storage.conversations.search_messages(
+        hits = await storage.conversations.search(
             " ".join(text), conversation_id=conversation, role=role, limit=limit
         )
     if call.out.as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
 import typer
 
@@ -12,7 +12,10 @@ from modules.storage.commands.invocation import Invocation, command
 from modules.storage.commands.output import size_text
 from modules.storage.transfer import ImportReport, export_tenant, import_file
 
-__all__ = ["bring_in", "register"]
+if TYPE_CHECKING:
+    from modules.storage.manager import StorageManager
+
+__all__ = ["backup", "bring_in", "export", "import_command", "prune", "register"]
 
 
 async def import_command(
@@ -29,12 +32,12 @@ async def import_command(
     return FAILED if report.bad_count else None
 
 
-async def bring_in(call: Invocation, storage: object, file: Path) -> ImportReport:
+async def bring_in(call: Invocation, storage: StorageManager, file: Path) -> ImportReport:
     """Import `file` with a progress bar; bad records are told on stderr as they are met."""
     size = _size_of(file)
     with call.out.progress(f"Importing {file.name}", size) as show:
         return await import_file(
-            storage,  # type: ignore[arg-type]
+            storage,
             file,
             on_progress=lambda done, report: show(done, f"{report.messages_seen:,} messages"),
             on_bad=lambda bad: call.out.warn(f"{file.name}: {bad}"),
@@ -56,19 +59,17 @@ async def export(
     call.out.line(report.summary)
 
 
-async def prune(
-    call: Invocation,
-) -> None:
-    """Remove expired keys, and apply the configured retention to conversations."""
-    from modules.storage.transfer import prune as throw_away
-
+async def prune(call: Invocation) -> None:
+    """Remove expired keys and apply the configured retention: to all tenants, or to that of --tenant."""
     async with call.storage() as storage:
-        result = await throw_away(storage)
+        result = await _prune(call, storage)
     call.out.document(result)
-    call.out.table(
-        ["what", "rows"],
-        [(name.replace("_", " "), count) for name, count in result.items() if name != "complete"],
-    )
+    call.out.table(["what", "rows"], [(name.replace("_", " "), count) for name, count in result.items()])
+
+
+async def _prune(call: Invocation, storage: StorageManager) -> Dict[str, int]:
+    maintenance = storage.maintenance
+    return {"expired_keys": await maintenance.sweep(), **await maintenance.retain(call.options.tenant)}
 
 
 async def backup(

@@ -18,7 +18,11 @@ from modules.store_common.tenancy import tenant_context
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
 
-__all__ = ["register", "sample_file"]
+__all__ = [
+    "demo",
+    "register",
+    "sample_file",
+]
 
 _TENANT = "demo"
 _NAMESPACE = "demo"
@@ -95,7 +99,7 @@ async def _search(
     text = query or await _some_words(storage)
     _heading(call, f"3. Search their text for: {text}")
     started = perf_counter()
-    hits = await storage.conversations.search_messages(text, limit=3)
+    hits = await storage.conversations.search(text, limit=3)
     found["search"] = {"query": text, "hits": [hit.to_dict() for hit in hits]}
     milliseconds = (perf_counter() - started) * 1000
     rows = [(f"{hit.score:.1f}", hit.message.name or hit.message.role, hit.snippet) for hit in hits]

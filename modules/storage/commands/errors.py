@@ -19,6 +19,7 @@ __all__ = [
     "USAGE",
     "CommandFailedError",
     "CommandUsageError",
+    "ReaderGoneError",
     "explain",
     "is_usage_error",
 ]
@@ -35,6 +36,10 @@ class CommandFailedError(StorageError):
 
 class CommandUsageError(StorageError):
     """The command was called in a way that cannot work; the message says how it can."""
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our output has closed the pipe. Not a `BrokenPipeError`: typer would end the process on that."""
 
 
 def explain(exc: Exception) -> Tuple[int, str]:

@@ -25,7 +25,7 @@ from typing import (
 
 import typer
 
-from modules.storage.commands.errors import OK
+from modules.storage.commands.errors import INTERRUPTED, OK, ReaderGoneError
 from modules.storage.commands.output import Output
 from modules.store_common.tenancy import tenant_context
 
@@ -117,7 +117,12 @@ def command(app: typer.Typer, name: str) -> Callable[[_Command], _Command]:
 
         def call(**given: Any) -> int:
             options = _merged(given.pop("context"), given)
-            return asyncio.run(_awaited(function(Invocation(options), **given))) or OK
+            try:
+                return asyncio.run(_awaited(function(Invocation(options), **given))) or OK
+            except BrokenPipeError as exc:
+                raise ReaderGoneError from exc
+            except KeyboardInterrupt:
+                return INTERRUPTED
 
         _show(call, [_CONTEXT, *own, *_SHARED])
         app.command(name, help=inspect.getdoc(function))(call)

@@ -11,7 +11,14 @@ import typer
 from modules.storage.commands.errors import CommandFailedError, CommandUsageError
 from modules.storage.commands.invocation import Invocation, command, group
 
-__all__ = ["register"]
+__all__ = [
+    "delete",
+    "get",
+    "incr",
+    "list_keys",
+    "register",
+    "set_value",
+]
 
 _NAMESPACE = typer.Argument(..., help="Namespace.", metavar="NAMESPACE", show_default=False)
 _KEY = typer.Argument(..., help="Key.", metavar="KEY", show_default=False)

@@ -10,7 +10,7 @@ import re
 import sys
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence, Type
 
 import orjson
 
@@ -39,10 +39,8 @@ class Output:
     def console(self) -> Console:
         """The terminal or pipe at stdout."""
         if self._console is None:
-            from rich.console import Console
-
             width = None if sys.stdout.isatty() else _WIDTH_OF_PIPES
-            self._console = Console(highlight=False, markup=False, emoji=False, width=width)
+            self._console = _console_class()(highlight=False, markup=False, emoji=False, width=width)
         return self._console
 
     def document(self, value: Any) -> None:
@@ -101,6 +99,18 @@ class Output:
         with Progress(*columns, TextColumn("{task.fields[remark]}"), console=Console(stderr=True)) as bar:
             task = bar.add_task(plain_text(title), total=total, remark="")
             yield lambda done, remark: bar.update(task, completed=done, remark=remark)
+
+
+def _console_class() -> Type[Console]:
+    from rich.console import Console
+
+    class QuietConsole(Console):
+        """Leaves a closed pipe to the caller; rich would exit with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return QuietConsole
 
 
 _STYLES = {

@@ -11,7 +11,13 @@ from modules.storage.commands.errors import FAILED
 from modules.storage.commands.invocation import Invocation, command
 from modules.store_common.errors import StorageError
 
-__all__ = ["register"]
+__all__ = [
+    "current",
+    "history",
+    "init",
+    "migrate",
+    "register",
+]
 
 
 async def init(call: Invocation) -> None:

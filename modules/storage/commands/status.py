@@ -18,7 +18,12 @@ from modules.storage.commands.output import Output, size_text
 from modules.storage.health import HealthStatus, StorageHealthStatus, StoreHealth
 from modules.store_common.errors import StorageError
 
-__all__ = ["print_health", "register"]
+__all__ = [
+    "doctor",
+    "health",
+    "print_health",
+    "register",
+]
 
 # Details that `--json` shows and a table for people does not.
 _FOR_PROGRAMS = ("path", "schema_", "writer_", "reader_", "batches", "calls")

@@ -1,0 +1,234 @@
+"""The coalescer by itself: who travels with whom, and who gets which outcome. No database."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, List, Tuple
+
+import pytest
+
+from modules.storage.backends.coalescing import Coalescer
+from modules.storage.operations import Transaction, write
+from modules.store_common.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    OverloadedError,
+    UnavailableError,
+)
+
+
+async def _never(tx: Transaction, calls: Any) -> Any:
+    raise AssertionError
+
+
+@write(batch=_never, conflict_key=lambda key, value: key)
+async def put(tx: Transaction, key: str, value: int) -> None: ...
+
+
+@write(batch=_never)
+async def other(tx: Transaction, key: str, value: int) -> None: ...
+
+
+class Database:
+    """Records what reaches it; every statement waits for `gate`."""
+
+    def __init__(self) -> None:
+        self.log: List[Any] = []
+        self.gate = asyncio.Event()
+        self.fail: Any = None
+        self.bad: Any = None
+
+    async def one(self, operation: Any, args: Tuple[Any, ...], deadline: float) -> Any:
+        self.log.append(args)
+        await self.gate.wait()
+        if args[0] == self.bad:
+            raise AlreadyExistsError("taken")
+        return args[1]
+
+    async def batch(self, operation: Any, calls: Any, deadline: float) -> Any:
+        self.log.append(list(calls))
+        await self.gate.wait()
+        if self.fail is not None:
+            raise self.fail
+        return [AlreadyExistsError("taken") if key == "own" else value for key, value in calls]
+
+
+def _soon(seconds: float = 5.0) -> float:
+    return time.monotonic() + seconds
+
+
+async def _settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def _start(coalescer: Coalescer, *calls: Tuple[str, int], operation: Any = put) -> List[Any]:
+    return [asyncio.create_task(coalescer.call(operation, call, _soon())) for call in calls]
+
+
+@pytest.fixture
+async def database() -> Database:
+    return Database()
+
+
+def _make(database: Database, places: int = 1, max_waiting: int = 100) -> Coalescer:
+    return Coalescer(database.one, database.batch, places=places, max_waiting=max_waiting)
+
+
+async def test_a_lone_call_goes_at_once_by_itself(database: Database) -> None:
+    database.gate.set()
+    assert await _make(database).call(put, ("a", 1), _soon()) == 1
+    assert database.log == [("a", 1)]
+
+
+async def test_those_who_come_meanwhile_leave_together_in_order(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("a", 1), ("b", 2), ("c", 3), ("d", 4))
+    await _settle()
+    assert database.log == [("a", 1)], "one place, one statement"
+    database.gate.set()
+    assert await asyncio.gather(*tasks) == [1, 2, 3, 4]
+    assert database.log == [("a", 1), [("b", 2), ("c", 3), ("d", 4)]]
+
+
+async def test_places(database: Database) -> None:
+    coalescer = _make(database, places=2)
+    tasks = _start(coalescer, ("a", 1), ("b", 2), ("c", 3))
+    await _settle()
+    assert database.log == [("a", 1), ("b", 2)]
+    database.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_operations_do_not_wait_for_each_other(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("a", 1)) + _start(coalescer, ("a", 2), operation=other)
+    await _settle()
+    assert database.log == [("a", 1), ("a", 2)]
+    database.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_calls_that_conflict_never_share_a_statement_and_keep_their_order(database: Database) -> None:
+    coalescer = _make(database)
+    calls = [("x", 0), ("a", 1), ("b", 2), ("a", 3), ("c", 4), ("a", 5)]
+    tasks = _start(coalescer, *calls)
+    await _settle()
+    database.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4, 5]
+    batches = [item if isinstance(item, list) else [item] for item in database.log]
+    assert [call for batch in batches for call in batch] == calls, "in the order in which they came"
+    for batch in batches:
+        keys = [key for key, _ in batch]
+        assert len(keys) == len(set(keys))
+
+
+async def test_each_gets_its_own_error(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0), ("a", 1), ("own", 2), ("b", 3))
+    await _settle()
+    database.gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert done[:2] == [0, 1]
+    assert isinstance(done[2], AlreadyExistsError)
+    assert done[3] == 3
+
+
+async def test_a_batch_that_fails_as_a_whole_is_run_one_by_one(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0), ("a", 1), ("b", 2), ("c", 3))
+    await _settle()
+    database.fail, database.bad = AlreadyExistsError("someone's key"), "b"
+    database.gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [done[0], done[1], done[3]] == [0, 1, 3]
+    assert isinstance(done[2], AlreadyExistsError)
+    assert database.log[1:] == [[("a", 1), ("b", 2), ("c", 3)], ("a", 1), ("b", 2), ("c", 3)]
+
+
+@pytest.mark.parametrize("error", [UnavailableError("gone"), DeadlineExceededError("late")])
+async def test_a_write_whose_outcome_is_not_known_is_not_repeated(database: Database, error: Any) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0), ("a", 1), ("b", 2))
+    await _settle()
+    database.fail = error
+    database.gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in done[1:]] == [type(error)] * 2
+    assert done[1] is not done[2], "each its own exception, with its own traceback"
+    assert len(database.log) == 2
+
+
+async def test_a_cancelled_call_that_waits_never_goes(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0), ("a", 1), ("b", 2))
+    await _settle()
+    tasks[1].cancel()
+    await _settle()
+    database.gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(done[1], asyncio.CancelledError)
+    assert done[2] == 2
+    assert ("a", 1) not in [
+        call for item in database.log for call in (item if isinstance(item, list) else [item])
+    ]
+
+
+async def test_a_cancelled_caller_in_a_batch_disturbs_no_other(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0), ("a", 1), ("b", 2))
+    await _settle()
+    database.gate.set()
+    await tasks[0]
+    database.gate.clear()
+    await _settle()
+    tasks[1].cancel()
+    await _settle()
+    database.gate.set()
+    assert await asyncio.wait_for(tasks[2], 2) == 2
+
+
+async def test_a_cancelled_lone_call_frees_its_place(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0), ("a", 1))
+    await _settle()
+    tasks[0].cancel()
+    database.gate.set()
+    assert await asyncio.wait_for(tasks[1], 2) == 1
+
+
+async def test_a_call_that_waits_ends_at_its_deadline(database: Database) -> None:
+    coalescer = _make(database)
+    tasks = _start(coalescer, ("x", 0))
+    await _settle()
+    with pytest.raises(DeadlineExceededError):
+        await asyncio.wait_for(coalescer.call(put, ("a", 1), _soon(0.05)), 2)
+    database.gate.set()
+    await asyncio.gather(*tasks)
+    await _settle()
+    assert database.log == [("x", 0)], "it never went"
+    assert await coalescer.call(put, ("b", 2), _soon()) == 2
+
+
+async def test_waiting_calls_are_bounded(database: Database) -> None:
+    coalescer = _make(database, max_waiting=2)
+    tasks = _start(coalescer, ("x", 0), ("a", 1), ("b", 2))
+    await _settle()
+    with pytest.raises(OverloadedError, match="2 calls of put"):
+        await coalescer.call(put, ("c", 3), _soon())
+    database.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 1, 2]
+
+
+async def test_drain_waits_for_batches_under_way(database: Database) -> None:
+    coalescer = _make(database, max_waiting=1000)
+    tasks = _start(coalescer, *((str(n), n) for n in range(600)))
+    await _settle()
+    database.gate.set()
+    await tasks[0]
+    await asyncio.wait_for(coalescer.drain(), 5)
+    await _settle()
+    assert all(task.done() for task in tasks)
+    assert max(len(item) for item in database.log if isinstance(item, list)) <= 256
+    assert [task.result() for task in tasks] == list(range(600))
