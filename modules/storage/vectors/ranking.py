@@ -8,7 +8,7 @@ float32: equal vectors have equal scores, and ties go by id.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from modules.storage.vectors.models import DistanceMetric
 __all__ = ["Ranked", "exact_scores", "nearest", "row_norms"]
 
 _CHUNK_ROWS = 8192
+# Below one row in this many it is cheaper to copy the rows together than to multiply all.
+_SPARSE = 6
 _EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -82,6 +84,7 @@ def nearest(
     norms: Optional[NDArray[np.float32]],
     ids: Sequence[str],
     top_k: int,
+    rows: Optional[NDArray[np.int64]] = None,
 ) -> Ranked:
     """Return the `top_k` nearest rows, ties by id.
 
@@ -90,17 +93,18 @@ def nearest(
         query: Shape (dimension,).
         matrix: Shape (rows, dimension).
         norms: What `row_norms` gives for `matrix`; None: computed here.
-        ids: Of each row.
+        ids: Of each row of `matrix`.
         top_k: Rows wanted.
+        rows: Only these rows of `matrix`; None: all.
     """
-    if not len(matrix):
+    count = len(matrix) if rows is None else len(rows)
+    if not count:
         return Ranked([], [], [])
-    chosen = _candidates(metric, query, matrix, row_norms(matrix) if norms is None else norms, top_k)
+    chosen = _candidates(metric, query, matrix, row_norms(matrix) if norms is None else norms, top_k, rows)
     found = exact_scores(metric, query, matrix[chosen])
     if len(chosen) > 4 * top_k:
         # order the few that count: everything from the last wanted score upwards
-        border = np.partition(found, len(found) - top_k)[len(found) - top_k]
-        kept = found >= border
+        kept = found >= _kth_largest(found, top_k)
         chosen, found = chosen[kept], found[kept]
     ranked = sorted(zip((-found).tolist(), chosen.tolist()), key=lambda item: (item[0], ids[item[1]]))[:top_k]
     scores = [-negated for negated, _ in ranked]
@@ -117,35 +121,59 @@ def _distance(metric: DistanceMetric, score: float) -> float:
     return -score
 
 
+def _kth_largest(values: NDArray[Any], k: int) -> Any:
+    return np.partition(values, len(values) - k)[len(values) - k]
+
+
 def _candidates(
     metric: DistanceMetric,
     query: NDArray[np.float32],
     matrix: NDArray[np.float32],
     norms: NDArray[np.float32],
     top_k: int,
+    rows: Optional[NDArray[np.int64]],
 ) -> NDArray[np.int64]:
-    """Return every row that may be among the `top_k` nearest."""
-    everything: NDArray[np.int64] = np.arange(len(matrix))
-    if len(matrix) <= 2 * top_k:
+    """Return every row, of `rows`, that may be among the `top_k` nearest."""
+    everything: NDArray[np.int64] = np.arange(len(matrix)) if rows is None else rows
+    if len(everything) <= 2 * top_k:
         return everything
+    is_sparse = rows is not None and len(rows) * _SPARSE < len(matrix)
+    if is_sparse:
+        matrix, norms = matrix[rows], norms[rows]
+    with np.errstate(all="ignore"):
+        estimate, error = _estimate(metric, query, matrix, norms)
+        if rows is not None and not is_sparse:
+            estimate = estimate[rows]
+            error = error[rows] if error.ndim else error
+        if not (np.isfinite(estimate).all() and np.isfinite(error).all()):
+            return everything
+        if error.ndim:
+            near = estimate + error >= _kth_largest(estimate - error, top_k)
+        else:
+            near = estimate >= _kth_largest(estimate, top_k) - 2 * error
+    found: NDArray[np.int64] = everything[np.flatnonzero(near)]
+    return found
+
+
+def _estimate(
+    metric: DistanceMetric,
+    query: NDArray[np.float32],
+    matrix: NDArray[np.float32],
+    norms: NDArray[np.float32],
+) -> Tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a value of each row that orders the rows as their scores do, and how far off it may be."""
     length = float(np.sqrt(np.sum(query.astype(np.float64) ** 2)))
     # rounding error of a float32 dot product, generously: a few times sqrt(dimension) units in the last place
     unit = _EPSILON * (8 + 4 * float(np.sqrt(matrix.shape[1])))
-    with np.errstate(all="ignore"):
-        estimate = matrix @ query
-        if metric is DistanceMetric.COSINE:
-            estimate /= np.where(norms == 0, np.float32(1), norms)
-            error: NDArray[np.float32] = np.asarray(unit * length, dtype=np.float32)
-        elif metric is DistanceMetric.EUCLIDEAN:
-            squares = norms * norms
-            estimate *= 2
-            estimate -= squares
-            error = (squares + np.float32(length * length)) * np.float32(2 * unit)
-        else:
-            error = norms * np.float32(unit * length)
-        if not (np.isfinite(estimate).all() and np.isfinite(error).all()):
-            return everything
-        lower = estimate - error
-        border = np.partition(lower, len(lower) - top_k)[len(lower) - top_k]
-        found: NDArray[np.int64] = np.flatnonzero(estimate + error >= border)
-    return found
+    estimate: NDArray[np.float32] = matrix @ query
+    error: NDArray[np.float32] = np.asarray(unit * length, dtype=np.float32)
+    if metric is DistanceMetric.COSINE:
+        estimate /= np.where(norms == 0, np.float32(1), norms)
+    elif metric is DistanceMetric.EUCLIDEAN:
+        squares = norms * norms
+        estimate *= 2
+        estimate -= squares
+        error = (squares + np.float32(length * length)) * np.float32(2 * unit)
+    else:
+        error = norms * np.float32(unit * length)
+    return estimate, error

@@ -32,7 +32,6 @@ from sqlalchemy import (
 from modules.storage.vectors.filters import (
     All,
     AnyOf,
-    Comparison,
     Exists,
     Filter,
     Membership,

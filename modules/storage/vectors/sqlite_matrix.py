@@ -44,7 +44,7 @@ class Matrix:
         self._vectors: NDArray[np.float32] = np.empty((0, dimension), dtype=np.float32)
         self._norms: NDArray[np.float32] = np.empty(0, dtype=np.float32)
         self._changes: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        # filter, as its repr (1 and True are equal keys) -> (state, its rows): the same filter again costs nothing while nothing changes
+        # filter, as its repr (1 and True are equal keys) -> (state, rows): again it costs nothing while nothing changes
         self._filtered: OrderedDict[str, Tuple[int, NDArray[np.int64]]] = OrderedDict()
 
     @property
@@ -63,7 +63,7 @@ class Matrix:
         return not self._lock.locked()
 
     def knows(self, key: str) -> bool:
-        """Whether the matches of the filter `key` in the present state are known."""
+        """Whether the matches of the filter `key` are known for the present state."""
         found = self._filtered.get(key)
         return found is not None and found[0] == self.seen
 
@@ -115,21 +115,18 @@ class Matrix:
         """
         with self._lock:
             count = len(self._ids)
-            vectors, norms, ids = self._vectors[:count], self._norms[:count], self._ids
             rows: Optional[NDArray[np.int64]] = None
             if key is not None:
                 rows = self._rows_of(key, matching, until)
                 if rows is None:
                     return None
-                vectors, norms, ids = vectors[rows], norms[rows], [ids[row] for row in rows.tolist()]
             hits: List[List[Hit]] = []
             for query in queries:
-                ranked = nearest(self._metric, query, vectors, norms, ids, top_k)
-                places = (
-                    ranked.positions if rows is None else [int(rows[place]) for place in ranked.positions]
+                ranked = nearest(
+                    self._metric, query, self._vectors[:count], self._norms[:count], self._ids, top_k, rows
                 )
-                changes = [int(self._changes[place]) for place in places]
-                named = [self._ids[place] for place in places]
+                changes = [int(self._changes[place]) for place in ranked.positions]
+                named = [self._ids[place] for place in ranked.positions]
                 hits.append(list(zip(named, ranked.scores, ranked.distances, changes)))
             return hits
 
