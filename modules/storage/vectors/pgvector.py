@@ -325,9 +325,9 @@ class PgvectorProvider(IndexedProvider):
         plan = Plan(self._enter_open(), table, query, _bind(table, query.filter), state)
         self._build_if_grown(query.tenant_id, spec, state)
         results = []
-        for vector, packed in zip(query.vectors, pack_vectors(query.vectors)):
+        for packed in pack_vectors(query.vectors):
             rows, reason = await self._search_one(spec, plan, packed)
-            results.append(make_results(plan, vector, rows, reason))
+            results.append(make_results(plan, rows, reason))
         return results
 
     async def _search_one(self, spec: CollectionSpec, plan: Plan, packed: bytes) -> Tuple[List[Row], str]:

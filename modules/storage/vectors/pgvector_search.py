@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Text, text
 
 from modules.storage.operations import Transaction, read
@@ -24,14 +23,11 @@ from modules.storage.vectors.pgvector_codec import prepare_connection, unpack_ve
 from modules.storage.vectors.pgvector_filters import BoundFilter
 from modules.storage.vectors.pgvector_index import EXACT_NUMBERS, FILTERED_TARGET, IndexState, scan_limit
 from modules.storage.vectors.pgvector_statements import CollectionStatements
-from modules.storage.vectors.ranking import exact_scores
 
 __all__ = ["Plan", "Scopes", "make_results", "search_exactly", "search_index", "search_index_forced"]
 
 #: Rows beyond those wanted, so that rounding in the engine cannot put a tie on the wrong side of the border.
 _SPARE = 8
-# Above so many numbers the vectors are not fetched to score them once more.
-_RESCORED_NUMBERS = 400_000
 _REMEMBERED_S = 60.0
 _MAX_REMEMBERED = 1000
 
@@ -95,11 +91,6 @@ class Plan:
         return max(500, min(20_000, 2_000_000 // self.table.dimension)) + 1
 
     @property
-    def with_vectors(self) -> bool:
-        """Whether the vectors are fetched, to be returned or to score them exactly."""
-        return self.query.include_vectors or self.query.top_k * self.table.dimension <= _RESCORED_NUMBERS
-
-    @property
     def index_meets_target(self) -> bool:
         """Whether the measured recall of the index reaches the collection's target."""
         filtered = self.query.filter is not None
@@ -133,7 +124,7 @@ async def search_exactly(tx: Transaction, plan: Plan, vector: bytes, bounded: bo
     """Return the nearest rows; None when `bounded` and more rows than that pass."""
     await prepare_connection(tx, plan.schema)
     statement = plan.table.exact(
-        plan.bound, metadata=plan.query.include_metadata, vector=plan.with_vectors, bounded=bounded
+        plan.bound, metadata=plan.query.include_metadata, vector=plan.query.include_vectors, bounded=bounded
     )
     more = {"bound": plan.few} if bounded else {}
     rows = await tx.all(statement, row_limit=plan.query.top_k + _SPARE, **more, **plan.params(vector))
@@ -145,9 +136,10 @@ async def search_index(tx: Transaction, plan: Plan, vector: bytes) -> List[Row]:
     """Return what the index finds near the vector."""
     await prepare_connection(tx, plan.schema)
     statement = plan.table.indexed_search(
-        plan.bound, metadata=plan.query.include_metadata, vector=plan.with_vectors
+        plan.bound, metadata=plan.query.include_metadata, vector=plan.query.include_vectors
     )
-    wanted = plan.query.top_k + _SPARE
+    # no spare rows: what is on the other side of the border is approximate anyway
+    wanted = plan.query.top_k
     filtered = plan.bound is not None
     return await tx.all(
         statement,
@@ -169,10 +161,10 @@ async def search_index_forced(tx: Transaction, plan: Plan, vector: bytes) -> Lis
     return rows
 
 
-def make_results(plan: Plan, vector: NDArray[np.float32], rows: Sequence[Row], reason: str) -> SearchResults:
+def make_results(plan: Plan, rows: Sequence[Row], reason: str) -> SearchResults:
     """Return rows as results: scored by the common formula, best first, ties by id, `top_k` of them."""
     query = plan.query
-    scored = _scored(plan, vector, rows)
+    scored = zip(_scores(plan.table.metric, rows), rows)
     ordered = sorted(scored, key=lambda item: (-item[0], item[1][2]))[: query.top_k]
     return SearchResults(
         [VectorSearchResult(_document(plan, row), score, float(row[1])) for score, row in ordered],
@@ -181,20 +173,20 @@ def make_results(plan: Plan, vector: NDArray[np.float32], rows: Sequence[Row], r
     )
 
 
-def _scored(plan: Plan, vector: NDArray[np.float32], rows: Sequence[Row]) -> List[Tuple[float, Row]]:
-    if plan.with_vectors and rows:
-        matrix = np.stack([unpack_vector(row[-1]) for row in rows])
-        return list(zip(exact_scores(plan.table.metric, vector, matrix).tolist(), rows))
-    return [(_score(plan.table.metric, float(row[1])), row) for row in rows]
+def _scores(metric: DistanceMetric, rows: Sequence[Row]) -> List[float]:
+    """Return the score of each row by pgvector's distance, rounded to float32, which makes equal what rounding parted.
 
-
-def _score(metric: DistanceMetric, distance: float) -> float:
-    """Return the score of pgvector's distance. Source: pgvector README; `<#>` is the negated product."""
+    Source: pgvector README; `<=>` is 1 - cosine, `<#>` is the negated product.
+    """
+    distances = np.array([row[1] for row in rows], dtype=np.float64)
     if metric is DistanceMetric.COSINE:
-        return max(-1.0, min(1.0, 1.0 - distance))
-    if metric is DistanceMetric.EUCLIDEAN:
-        return 1.0 / (1.0 + distance)
-    return -distance
+        found = np.clip(1.0 - distances, -1.0, 1.0)
+    elif metric is DistanceMetric.EUCLIDEAN:
+        found = 1.0 / (1.0 + distances)
+    else:
+        found = -distances
+    scores: List[float] = found.astype(np.float32).tolist()
+    return scores
 
 
 def _document(plan: Plan, row: Row) -> VectorDocument:
