@@ -90,11 +90,19 @@ async def measure(provider: SQLiteVectorProvider, matrix: Any, queries: Any) -> 
         await provider.upsert("bench", documents[start : start + BATCH])
     print(f"upsert  ours           {rows / (time.perf_counter() - started):10,.0f} rows/s")
 
-    async def ours(turn: int, **arguments: Any) -> Any:
-        return await provider.search("bench", queries[turn % len(queries)], top_k=10, **arguments)
+    def under(condition: Any) -> Callable[[int], Awaitable[Any]]:
+        return lambda turn: provider.search("bench", queries[turn % len(queries)], top_k=10, filter=condition)
 
-    for title, condition in (("cold, 0.1 % filter", {"share": 0}), ("cold, 50 % filter ", {"lang": "en"})):
-        print(f"search  {title:22} {await timed(lambda turn, f=condition: ours(turn, filter=f), 1)}")
+    ours = under(None)
+    filters: List[Any] = [
+        ("50 %", {"lang": "en"}),
+        ("10 %", {"share": {"$lt": 100}}),
+        ("1 %", {"share": {"$lt": 10}}),
+    ]
+
+    cold: List[Any] = [("cold, 0.1 % filter", {"share": 0}), ("cold, 50 % filter ", {"lang": "en"})]
+    for title, condition in cold:
+        print(f"search  {title:22} {await timed(under(condition), 1)}")
     provider._cache.clear()
     print(f"search  first, loads matrix    {await timed(ours, 1)}")
     normal = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
@@ -107,17 +115,9 @@ async def measure(provider: SQLiteVectorProvider, matrix: Any, queries: Any) -> 
     for _ in range(2):
         print(f"search  plain NumPy            {await timed(plain, 60)}")
         print(f"search  ours                   {await timed(ours, 60)}")
-    for title, condition in (
-        ("50 %", {"lang": "en"}),
-        ("10 %", {"share": {"$lt": 100}}),
-        ("1 %", {"share": {"$lt": 10}}),
-    ):
-        print(
-            f"search  {title:5} filter, new      {await timed(lambda turn, f=condition: ours(turn, filter=f), 1)}"
-        )
-        print(
-            f"search  {title:5} filter, again    {await timed(lambda turn, f=condition: ours(turn, filter=f), 20)}"
-        )
+    for title, condition in filters:
+        print(f"search  {title:5} filter, new      {await timed(under(condition), 1)}")
+        print(f"search  {title:5} filter, again    {await timed(under(condition), 20)}")
 
     async def after_a_write(turn: int) -> Any:
         await provider.upsert("bench", [VectorDocument(f"d{turn}", matrix[turn])])

@@ -19,6 +19,7 @@ from modules.store_common.values import JsonText, check_identifier, check_text, 
 __all__ = [
     "DEFAULT_NAMESPACE",
     "MAX_DIMENSION",
+    "MAX_METADATA_BYTES",
     "CollectionSpec",
     "PreparedDocument",
     "check_dimension",

@@ -29,7 +29,19 @@ from modules.storage.vectors.errors import VectorFilterError
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_json
 
-__all__ = ["All", "AnyOf", "Comparison", "Exists", "Filter", "Membership", "Not", "matches", "parse_filter"]
+__all__ = [
+    "All",
+    "AnyOf",
+    "Comparison",
+    "Exists",
+    "Filter",
+    "Membership",
+    "Not",
+    "Path",
+    "Scalar",
+    "matches",
+    "parse_filter",
+]
 
 Path = Tuple[str, ...]
 Scalar = Union[str, bool, int, float, None]

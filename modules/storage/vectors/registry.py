@@ -16,6 +16,7 @@ from modules.store_common.errors import AlreadyExistsError, NotConfiguredError, 
 from modules.store_common.values import check_identifier
 
 __all__ = [
+    "ENTRY_POINT_GROUP",
     "VectorStoreRegistry",
     "available_vector_providers",
     "get_vector_provider",

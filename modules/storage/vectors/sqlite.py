@@ -38,7 +38,7 @@ __all__ = ["SQLiteVectorProvider"]
 
 T = TypeVar("T")
 
-DEFAULT_CACHE_BYTES = 1024 * 1024 * 1024
+_CACHE_BYTES = 1024 * 1024 * 1024
 _ATTEMPTS = 3
 
 
@@ -60,7 +60,7 @@ class SQLiteVectorProvider(VectorProvider):
         executor: Executor,
         *,
         tenancy: Optional[TenantPolicy] = None,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         super().__init__(tenancy=tenancy)
         self._executor = executor

@@ -209,9 +209,7 @@ def _compare(left: Any, operator: str, right: Any) -> Any:
 
 
 def _as_given(atom: Any) -> Any:
-    """Undo `values.encode_text` in SQL; bytes, which SQLite compares one by one."""
-    escape = "char(57344)"
-    without = func.replace(atom, literal_column(f"{escape} || '0'"), literal_column("char(0)"))
-    return cast(
-        func.replace(without, literal_column(f"{escape} || '1'"), literal_column(escape)), LargeBinary
-    )
+    """Undo `values.encode_text` in SQL (U+E000 is 57344); bytes, which SQLite compares one by one."""
+    without_nul = func.replace(atom, literal_column("char(57344, 48)"), literal_column("char(0)"))
+    without = func.replace(without_nul, literal_column("char(57344, 49)"), literal_column("char(57344)"))
+    return cast(without, LargeBinary)

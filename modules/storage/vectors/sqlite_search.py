@@ -24,7 +24,7 @@ from modules.storage.vectors.sqlite_operations import Delta, Place, SearchView
 __all__ = ["Search", "document_of"]
 
 T = TypeVar("T")
-Work = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
+_Work = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
 
 _ATTEMPTS = 5
 # Multiplications that are done at once on the loop: less than the way to a thread and back costs (about 0.1 ms).
@@ -48,7 +48,7 @@ class Search:
         self,
         executor: Executor,
         cache: MatrixCache,
-        work: Work,
+        work: _Work,
         place: Place,
         spec: CollectionSpec,
         query: Query,

@@ -1,6 +1,6 @@
 """The vector contract: lifecycle and collections."""
 
-# ruff: noqa: D102, S101
+# ruff: noqa: D102, RUF001, S101
 
 from __future__ import annotations
 

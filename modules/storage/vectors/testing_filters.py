@@ -1,6 +1,6 @@
 """The vector contract: one table of filters over mixed metadata; every provider gives the ids of `filters.matches`."""
 
-# ruff: noqa: D102, S101
+# ruff: noqa: A006, D102, E501, S101
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modules.storage.vectors.models import DistanceMetric
 from modules.storage.vectors.testing_base import ContractBase
 from modules.storage.vectors.testing_collections import fuzzed_text
 
-__all__ = ["DOCUMENTS", "FILTERS", "FilterContract"]
+__all__ = ["BY_HAND", "DOCUMENTS", "FILTERS", "FilterContract"]
 
 #: Mixed on purpose: one key with values of every type, lists, objects, missing keys, odd keys.
 DOCUMENTS: Dict[str, Dict[str, Any]] = {

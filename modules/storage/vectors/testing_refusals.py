@@ -1,10 +1,11 @@
 """The vector contract: what is refused before the store is touched, and that no tenant reaches another's data."""
 
-# ruff: noqa: D102, S101
+# ruff: noqa: D102, DTZ001, E501, S101, S105
 
 from __future__ import annotations
 
 import inspect
+from datetime import datetime
 from typing import Any, Awaitable, Callable, Dict, List, Type
 
 import numpy as np
@@ -54,13 +55,13 @@ _BAD_DOCUMENTS: List[Any] = [
     VectorDocument("x", [1, 2, 3], metadata=[1]), VectorDocument("x", [1, 2, 3], metadata={1: 2}), VectorDocument("x", [1, 2, 3], metadata={"a": _NAN}),  # type: ignore[arg-type,dict-item]
     VectorDocument("x", [1, 2, 3], metadata={"a": 2**63}), VectorDocument("x", [1, 2, 3], metadata={"a": {1, 2}}), VectorDocument("x", [1, 2, 3], metadata={"a": "\ud800"}),
     VectorDocument("x", [1, 2, 3], metadata={"a": "x" * 2**21}), VectorDocument("x", [1, 2, 3], namespace=""), VectorDocument("x", [1, 2, 3], namespace="a\x00"),
-    VectorDocument("x", [1, 2, 3], created_at="2020"), VectorDocument("x", [1, 2, 3], created_at=__import__("datetime").datetime(2020, 1, 1)),  # type: ignore[arg-type]
+    VectorDocument("x", [1, 2, 3], created_at="2020"), VectorDocument("x", [1, 2, 3], created_at=datetime(2020, 1, 1)),  # type: ignore[arg-type]
 ]  # fmt: skip
 
-Call = Callable[[VectorProvider, Dict[str, Any]], Awaitable[Any]]
+_Call = Callable[[VectorProvider, Dict[str, Any]], Awaitable[Any]]
 
 #: How each public method with a tenant is called by the wrong one. A method that is missing here fails the suite.
-_CALLS: Dict[str, Call] = {
+_CALLS: Dict[str, _Call] = {
     "create_collection": lambda p, t: p.create_collection("fresh", 3, **t),
     "delete_collection": lambda p, t: p.delete_collection("docs", **t),
     "list_collections": lambda p, t: p.list_collections(**t),
