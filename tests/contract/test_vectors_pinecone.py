@@ -6,7 +6,7 @@ from typing import Any, AsyncIterator, Callable, Dict, List, Optional
 
 import pytest
 import pytest_asyncio
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("pinecone", minversion="10", reason="the package pinecone (10 or later) is not installed")
@@ -116,6 +116,11 @@ _filters: st.SearchStrategy[Dict[str, Any]] = st.recursive(
 )
 
 
+@settings(max_examples=400)
+@example({"a": {"$nin": [1]}}, {"a": 2})
+@example({"a": {"$ne": 1}}, {"a": 2})
+@example({"a": {"$gt": 2}}, {"a": [1, "x", 3]})
+@example({"a": {"$lt": 1}}, {"a": [1, 0, 3]})
 @given(_filters, st.dictionaries(st.sampled_from("abc\u00e9"), _values, max_size=3))
 def test_a_compiled_filter_lets_every_match_through(wanted: Dict[str, Any], metadata: Dict[str, Any]) -> None:
     tree = parse_filter(wanted)

@@ -89,7 +89,7 @@ class PineconeEmulator:
         self._faults: List[_Fault] = []
         self._places: Dict[str, _Place] = {}
         self._ports: Dict[int, str] = {}
-        self._visibility: Tuple[int, float] = (0, 0.0)
+        self._visibility: Tuple[int, float, int] = (0, 0.0, 0)
 
     async def __aenter__(self) -> PineconeEmulator:
         self._closing = asyncio.Event()
@@ -121,18 +121,26 @@ class PineconeEmulator:
     def fault(
         self, kind: str, *, times: int = 1, path: Optional[str] = None, retry_after: Optional[str] = None
     ) -> None:
-        """Answer the next requests (to `path`; None: any) wrongly.
+        """Answer the next requests (to `path`, which may end in "*"; None: any) wrongly.
 
         Kinds: throttle (429), unavailable (503), drop (the connection), lose (done, but the connection drops before the
         answer), hang (until the end), refuse (400), garbage (not JSON), no-namespace and no-index (404).
         """
         self._faults.append(_Fault(kind, times, path, retry_after))
 
-    def delay_visibility(self, *, reads: int = 0, seconds: float = 0.0) -> None:
-        """Show each later write only after so many reads of its index and so many seconds."""
-        self._visibility = (reads, seconds)
+    def delay_visibility(self, *, reads: int = 0, seconds: float = 0.0, queries: int = 0) -> None:
+        """Show each later write only after so many reads of its index and seconds, to queries after so many of them."""
+        self._visibility = (reads, seconds, queries)
         for place in self._places.values():
-            place.data.visible_after_reads, place.data.visible_after_s = self._visibility
+            self._delay(place.data)
+
+    def _delay(self, data: EmulatedIndex) -> None:
+        data.visible_after_reads, data.visible_after_s, data.searchable_after_queries = self._visibility
+
+    def show(self) -> None:
+        """Make every write visible now."""
+        for place in self._places.values():
+            place.data.show()
 
     def count(self, path: str) -> int:
         """How many requests to `path` came."""
@@ -176,7 +184,9 @@ class PineconeEmulator:
 
     def _take(self, path: str) -> Optional[_Fault]:
         for fault in self._faults:
-            if fault.times > 0 and fault.path in (None, path):
+            wanted = fault.path
+            matches = wanted is None or path == wanted or (wanted[-1] == "*" and path.startswith(wanted[:-1]))
+            if fault.times > 0 and matches:
                 fault.times -= 1
                 return fault
         return None
@@ -291,7 +301,7 @@ class PineconeEmulator:
             "vector_type": "dense",
         }
         data = EmulatedIndex(model["dimension"], model["metric"])
-        data.visible_after_reads, data.visible_after_s = self._visibility
+        self._delay(data)
         self._places[name] = _Place(model, data, site, self.ready_after_describes)
         self._ports[port] = name
         return model

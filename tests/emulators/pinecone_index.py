@@ -34,7 +34,9 @@ class EmulatedIndex:
         self.metric = metric
         self.visible_after_reads = 0
         self.visible_after_s = 0.0
+        self.searchable_after_queries = 0
         self._spaces: Dict[str, Dict[str, Dict[str, Any]]] = {}
+        self._unsearchable: Dict[Tuple[str, str], int] = {}
         self._pending: List[Tuple[List[float], Callable[[], None]]] = []
 
     # --- consistency --------------------------------------------------------------------------------------------
@@ -50,6 +52,11 @@ class EmulatedIndex:
         if self._pending:
             self._pending[0][0][0] -= 1
 
+    def show(self) -> None:
+        """Make every write visible now."""
+        while self._pending:
+            self._pending.pop(0)[1]()
+
     # --- operations ---------------------------------------------------------------------------------------------
 
     def upsert(self, body: Mapping[str, Any]) -> Dict[str, Any]:
@@ -58,7 +65,13 @@ class EmulatedIndex:
         for vector in vectors:
             self._check_vector(vector)
         made = {vector["id"]: _stored(vector) for vector in vectors}
-        self._write(lambda: self._spaces.setdefault(name, {}).update(made))
+
+        def change() -> None:
+            self._spaces.setdefault(name, {}).update(made)
+            if self.searchable_after_queries:
+                self._unsearchable.update({(name, item): self.searchable_after_queries for item in made})
+
+        self._write(change)
         return {"upsertedCount": len(vectors)}
 
     def _check_vector(self, vector: Mapping[str, Any]) -> None:
@@ -121,8 +134,10 @@ class EmulatedIndex:
         rows = [
             row
             for row in self._spaces.get(namespace, {}).values()
-            if "filter" not in body or passes(body["filter"], row.get("metadata", {}))
+            if (namespace, row["id"]) not in self._unsearchable
+            and ("filter" not in body or passes(body["filter"], row.get("metadata", {})))
         ]
+        self._unsearchable = {key: left - 1 for key, left in self._unsearchable.items() if left > 1}
         matches = [
             self._match(row, score, body) for row, score in self._nearest(body["vector"], rows, body["topK"])
         ]
