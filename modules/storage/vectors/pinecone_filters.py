@@ -26,7 +26,7 @@ UNINDEXED = "atlas_unindexed"
 _MAX_VALUES = 10_000
 _MAX_FLOAT = 1.7976931348623157e308
 
-Native = Dict[str, Any]
+_Native = Dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Compiled:
         exact: It lets nothing else through (but for chance collisions of tokens, which the check removes).
     """
 
-    native: Optional[Native]
+    native: Optional[_Native]
     exact: bool
 
 
@@ -131,7 +131,7 @@ def _any_of(parts: List[Compiled]) -> Compiled:
     return Compiled(asked[0] if len(asked) == 1 else {"$or": asked}, all(part.exact for part in parts))
 
 
-def _comparison(tree: Comparison, path: str, there: Native) -> Compiled:
+def _comparison(tree: Comparison, path: str, there: _Native) -> Compiled:
     if tree.operator == "$eq":
         return Compiled(_tagged([_equality(path, tree.value)]), True)
     if tree.operator == "$ne" or not isinstance(tree.value, (int, float)):
@@ -144,6 +144,6 @@ def _comparison(tree: Comparison, path: str, there: Native) -> Compiled:
     return Compiled({least: {"$lte": min(limit, _MAX_FLOAT)}}, tree.operator == "$lte")
 
 
-def _tagged(tokens: List[str]) -> Native:
+def _tagged(tokens: List[str]) -> _Native:
     # Pinecone refuses an empty list; no token is spelt so, so nothing passes
     return {TAGS: {"$in": sorted(set(tokens)) or ["none"]}}

@@ -26,6 +26,7 @@ from modules.store_common.values import decode_json, decode_text, encode_text
 __all__ = [
     "CREATED",
     "MAX_METADATA_BYTES",
+    "METADATA",
     "STAMP",
     "Record",
     "batches",
@@ -51,11 +52,11 @@ _FETCH_IDS = 100
 _ALMOST_ZERO = 1e-30
 
 METADATA = "atlas_metadata"
-CONTENT = "atlas_content"
+_CONTENT = "atlas_content"
 CREATED = "atlas_created"
 #: Which write made the record: a UUIDv7, so that a later write has a greater one.
 STAMP = "atlas_write"
-ZERO = "atlas_zero"
+_ZERO = "atlas_zero"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +89,10 @@ def to_record(document: PreparedDocument, created_at: datetime, stamp: str, wher
         STAMP: stamp,
     }
     if document.content is not None:
-        fields[CONTENT] = encode_text(document.content)
+        fields[_CONTENT] = encode_text(document.content)
     values = sendable(document.vector)
     if values is not document.vector:
-        fields[ZERO] = True
+        fields[_ZERO] = True
     indexed = {**fields, **filter_fields(document.metadata)}
     size = metadata_bytes(indexed)
     if size > MAX_METADATA_BYTES:
@@ -132,12 +133,12 @@ def to_document(
 ) -> VectorDocument:
     """Return the document of a record; `values` None or empty leaves the vector out."""
     vector: NDArray[np.float32] = np.asarray(values if values is not None else (), dtype=np.float32)
-    if fields.get(ZERO):
+    if fields.get(_ZERO):
         vector = np.zeros_like(vector)
     return VectorDocument(
         id=from_record_id(record_id),
         vector=vector,
-        content=decode_text(fields.get(CONTENT)) if metadata else None,
+        content=decode_text(fields.get(_CONTENT)) if metadata else None,
         metadata=decode_json(fields[METADATA]) if metadata else {},
         namespace=namespace,
         created_at=from_microseconds(int(fields[CREATED])) if CREATED in fields else None,
