@@ -137,7 +137,7 @@ async def test_an_upsert_joins_a_unit_of_work(tmp_path: Path) -> None:
     await provider.initialize()
 
     def unit() -> UnitOfWork:
-        return UnitOfWork(pool.executor, lambda name, executor: provider.bound_to(executor))
+        return UnitOfWork(pool.executor, lambda name, executor: provider.within(executor))
 
     try:
         await provider.create_collection("docs", 2)
@@ -219,6 +219,65 @@ def nearest_of(model: Dict[str, Any], query: Any) -> List[str]:
     asked = query.astype(np.float32).astype(np.float64)
     scores = (matrix @ asked) / np.linalg.norm(matrix, axis=1)
     return [names[n] for n in np.argsort(-scores, kind="stable")[:20]]
+
+
+class Meddler:
+    """An executor that lets something happen between the scoring of a search and the reading of its documents."""
+
+    dialect = "sqlite"
+
+    def __init__(self, executor: Any, times: int) -> None:
+        self._executor = executor
+        self.left = times
+        self.meddle: Any = None
+
+    async def run(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if operation.name == "get_documents" and self.left > 0:
+            self.left -= 1
+            await self.meddle()
+        return await self._executor.run(operation, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["moved", "deleted", "no match any more"])
+@pytest.mark.parametrize("times", [1, 100])
+async def test_a_document_that_changes_under_a_search(tmp_path: Path, kind: str, times: int) -> None:
+    pool = await open_pool(f"sqlite:///{tmp_path / 'vectors.sqlite3'}")
+    meddler = Meddler(pool.executor, times)
+    provider, other = SQLiteVectorProvider(meddler), SQLiteVectorProvider(pool.executor)
+    await provider.initialize()
+    await other.initialize()
+
+    async def meddle() -> None:
+        if kind == "deleted":
+            # another one each time, so that every look at the matrix is out of date
+            (nearest,) = await other.search("docs", [1, 0], top_k=1)
+            await other.delete("docs", [nearest.document.id])
+        else:
+            vector = [-1, 0.01] if kind == "moved" else [1, 0]
+            metadata = {"a": 1 if kind == "moved" else 2}
+            await other.upsert("docs", [VectorDocument("n000", vector, metadata=metadata)])
+
+    meddler.meddle = meddle
+    try:
+        await provider.create_collection("docs", 2)
+        await provider.upsert(
+            "docs", [VectorDocument(f"n{n:03d}", [1, n / 10], metadata={"a": 1}) for n in range(300)]
+        )
+        results = await provider.search("docs", [1, 0], top_k=300, filter={"a": 1})
+        ids = [hit.document.id for hit in results]
+        if results.complete:
+            expected = [
+                hit.document.id for hit in await other.search("docs", [1, 0], top_k=300, filter={"a": 1})
+            ]
+            assert ids == expected
+        else:
+            assert times == 100
+            assert results.reason
+        assert kind != "moved" or ids[0] != "n000"
+    finally:
+        await provider.shutdown()
+        await other.shutdown()
+        await pool.shutdown()
 
 
 async def test_without_tables_it_says_what_to_do(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def _sql(tree: Any, documents: List[Dict[str, Any]]) -> List[Any]:
 @settings(max_examples=300)
 @given(_filters, st.lists(st.dictionaries(_keys, _values, max_size=3), min_size=1, max_size=6))
 @example({"a": 0.1}, [{"a": 0.1}, {"a": 0.10000000000000002}])
+@example({"$not": {"a": 0.1}}, [{"a": 0.1}, {"a": 0.10000000000000002}])
+@example({"a": {"$ne": 0.1}}, [{"a": 0.1}, {"a": 0.10000000000000002}])
 @example({"a": {"$gt": 1e308}}, [{"a": 1.7976931348623157e308}])
 def test_sql_is_certain_only_where_the_reference_agrees(
     given_filter: Dict[str, Any], documents: List[Dict[str, Any]]
