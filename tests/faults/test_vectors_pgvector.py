@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from typing import Any, Dict
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -54,8 +55,8 @@ async def test_a_killed_client_leaves_what_was_acknowledged(
     provider = PgvectorProvider(pool.executor)
     await provider.initialize()
     await provider.create_collection("docs", 3000)
-    last = await _kill_after(acknowledged, url, child_environment)
-    database = url.rpartition("/")[2].partition("?")[0]
+    database = urlsplit(url).path.lstrip("/")
+    last = await _kill_after(acknowledged, url, child_environment, postgres, database)
     try:
         await _only_ours(postgres, database)
         found: Dict[int, int] = {}
@@ -79,7 +80,9 @@ async def test_a_killed_client_leaves_what_was_acknowledged(
         await pool.shutdown()
 
 
-async def _kill_after(acknowledged: int, url: str, environment: Dict[str, str]) -> int:
+async def _kill_after(
+    acknowledged: int, url: str, environment: Dict[str, str], postgres: Any, database: str
+) -> int:
     """Kill the child when it has said so many batches, in the middle of the next; return the last it said."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CHILD, url, str(BATCH), stdout=asyncio.subprocess.PIPE, env=environment
@@ -88,6 +91,12 @@ async def _kill_after(acknowledged: int, url: str, environment: Dict[str, str]) 
     try:
         for _ in range(acknowledged):
             assert await asyncio.wait_for(child.stdout.readline(), 60)
+        for _ in range(20_000):
+            running = postgres.connections(database).values()
+            if any(state.startswith("active: WITH known") for state in running):
+                break
+        else:
+            raise AssertionError("the client was never seen writing")
     finally:
         os.kill(child.pid, signal.SIGKILL)
         rest = (await child.stdout.read()).split()
@@ -98,7 +107,9 @@ async def _kill_after(acknowledged: int, url: str, environment: Dict[str, str]) 
 async def _only_ours(postgres: Any, database: str) -> None:
     """Wait until the server has ended what the killed client had under way."""
     for _ in range(600):
-        active = [state for state in postgres.connections(database).values() if not state.startswith("idle: ")]
+        active = [
+            state for state in postgres.connections(database).values() if not state.startswith("idle: ")
+        ]
         if not active:
             return
         await asyncio.sleep(0.05)

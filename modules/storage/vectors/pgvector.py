@@ -115,8 +115,9 @@ class PgvectorProvider(IndexedProvider):
         self._build_after: Dict[str, float] = {}
 
     def within(self, executor: Executor) -> PgvectorProvider:
-        """Return an open provider on another executor, to join a unit of work's transaction; it need not be closed."""
-        self._enter_open()
+        """Return a provider on another executor, to join a unit of work's transaction; it need not be closed."""
+        if self._schema is None and self._first_use is None:
+            raise NotInitializedError("the vector store pgvector")
         joined = PgvectorProvider(
             executor,
             tenancy=self._tenancy,
@@ -126,6 +127,9 @@ class PgvectorProvider(IndexedProvider):
             build_timeout_s=self._build_timeout_s,
         )
         joined._schema = self._schema
+        if self._schema is None:
+            # opened by its first call, in the unit's own transaction
+            joined.open_on_use()
         return joined
 
     # --- lifecycle ----------------------------------------------------------------------------------------------

@@ -302,6 +302,16 @@ class CollectionStatements:
 
     def _indexed(self, tree: Optional[Filter], metadata: bool, vector: bool, recall: str) -> Any:
         effort = _IVFFLAT_EFFORT if self.options.type == "ivfflat" else _HNSW_EFFORT
+        if tree is None and not recall:
+            # no more rows than wanted, and the caller sorts them: nothing is left to do around the scan
+            distance = self._exact_distance.label("distance")
+            document = self._document(metadata=metadata, vector=vector)
+            return (
+                select(literal_column("0", Integer()).label("seen"), distance, *document)
+                .where(effort, *self._where(None))
+                .order_by(self._indexed_distance)
+                .limit(_LIMIT)
+            )
         near = (
             select(self._exact_distance.label("distance"), *self._document(metadata=metadata, vector=vector))
             .where(
