@@ -13,6 +13,7 @@ from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
 from modules.storage.maintenance import Maintenance, retention_policy
 from modules.storage.manager_checks import health_checks, verify_tables
 from modules.storage.manager_schema import ensure_schema, require_known_schema
+from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
 from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
     from modules.storage.operations import Executor
+    from modules.storage.vectors.base import VectorProvider
+    from modules.storage.vectors.registry import VectorStoreRegistry
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["StorageManager"]
@@ -54,6 +57,7 @@ class StorageManager:
         self._settings = _as_settings(settings)
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
+        self._vectors: Optional[VectorStores] = None
         self._stores: Dict[str, Any] = {}
         self._backend: Any = None
         self._tasks: List[asyncio.Task[None]] = []
@@ -92,6 +96,7 @@ class StorageManager:
             await pool.shutdown()
             raise
         self._process = os.getpid()
+        self._vectors = self._init_vector_store(pool)
         self._pool = pool
         maintenance = self.maintenance
         self._tasks = [
@@ -111,7 +116,11 @@ class StorageManager:
         tasks, self._tasks = self._tasks, []
         self._stores = {}
         self._backend = None
+        vectors, self._vectors = self._vectors, None
         await _stop(tasks)
+        if vectors is not None and os.getpid() == self._process:
+            # the threads and connections of a parent process are its own to close
+            await vectors.shutdown()
         await pool.shutdown()
         logger.info("storage.shutdown", extra={"backend": pool.dialect})
 
@@ -176,14 +185,41 @@ class StorageManager:
         return self._store("jobs")
 
     @property
-    def vectors(self) -> Any:
-        """The vector store. Not part of this release: `NotConfiguredError`."""
-        return self._store("vectors")
+    def vectors(self) -> VectorProvider:
+        """The vector store of `vectors.backend`; made at first access, opened by its first call.
+
+        Raises:
+            NotConfiguredError: `vectors.backend` is none.
+            MissingDependencyError: its package is not installed.
+        """
+        return self._vector_stores().default
 
     @property
-    def vector_registry(self) -> Any:
-        """The registry of vector stores. Not part of this release: `NotConfiguredError`."""
-        return self._store("vector_registry")
+    def vector_registry(self) -> VectorStoreRegistry:
+        """The open vector stores by name; what is registered here is closed at `shutdown()`."""
+        return self._vector_stores().registry
+
+    def add_vector_store(
+        self,
+        provider: str,
+        *,
+        name: Optional[str] = None,
+        options: Optional[Mapping[str, Any]] = None,
+        default: bool = False,
+    ) -> VectorProvider:
+        """Make another vector store beside the configured one, or in its place; it is opened by its first call.
+
+        Args:
+            provider: One of `available_vector_providers()`, of entry points too.
+            name: In the registry; None: the provider's.
+            options: What the settings do not say: arguments of our providers, `VectorContext.options` of others.
+            default: Let it be `storage.vectors` from now on.
+
+        Raises:
+            NotConfiguredError: there is no such provider, or not on this database.
+            AlreadyExistsError: the name is taken.
+        """
+        return self._vector_stores().add(provider, name, options or {}, default=default)
 
     def get_domain_store_factory(self) -> DomainStoreFactory:
         """Return the factory that makes synchronous repositories over this manager's stores."""
@@ -253,11 +289,12 @@ class StorageManager:
         """Check every configured store now, side by side, each within `health_check_timeout_seconds`. Never raises."""
         if self._pool is None:
             return StorageHealthStatus()
-        return await check_all(health_checks(self._pool), self._settings.health_check_timeout_seconds)
+        checks = health_checks(self._pool, self._vector_stores())
+        return await check_all(checks, self._settings.health_check_timeout_seconds)
 
     async def verify_stores(self) -> Dict[str, bool]:
         """Return for each configured store whether its tables are there."""
-        return await verify_tables(self._open_pool())
+        return await verify_tables(self._open_pool(), self._vector_stores())
 
     async def ensure_schemas(self) -> Dict[str, bool]:
         """Bring the schema up to date and return for each configured store whether its tables are there.
@@ -267,7 +304,7 @@ class StorageManager:
         """
         pool = self._open_pool()
         await ensure_schema(pool)
-        return await verify_tables(pool)
+        return await verify_tables(pool, self._vector_stores())
 
     @property
     def maintenance(self) -> Maintenance:
@@ -284,6 +321,15 @@ class StorageManager:
         if self._pool is None:
             raise NotInitializedError("the StorageManager")
         return self._pool
+
+    def _vector_stores(self) -> VectorStores:
+        if self._vectors is None:
+            raise NotInitializedError("the StorageManager")
+        return self._vectors
+
+    def _init_vector_store(self, pool: SQLPool) -> VectorStores:
+        """Return what makes the configured vector store when it is asked for; nothing is loaded or opened yet."""
+        return VectorStores(self._settings, pool.executor, self._tenancy)
 
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)
@@ -313,12 +359,15 @@ class StorageManager:
                 global_quota_bytes=settings.kv.global_quota_bytes,
                 default_ttl_seconds=settings.kv.default_ttl_seconds,
             )
+        if name == "vectors":
+            return self._vector_stores().within(executor)
         raise NotConfiguredError(
             f"the {name} store is not configured: this release of atlas-storage does not have it yet"
         )
 
     def _refuse_unbuilt(self) -> None:
-        """Refuse settings that ask for a store of a later release, instead of quietly using another one."""
+        """Refuse settings that contradict each other or ask for a store of a later release; no other is quietly used."""
+        check_vector_settings(self._settings)
         for field in ("use_mongo_for_conversations", "use_mongo_for_jobs"):
             if getattr(self._settings, field):
                 raise NotConfiguredError(

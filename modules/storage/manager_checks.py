@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Sequence, Tuple
 
 from modules.storage.health import HealthCheck, HealthStatus
 from modules.storage.manager_schema import schema_revision
+from modules.storage.manager_vectors import VECTOR_TABLES, VectorStores
 from modules.storage.migrations import HEAD
 from modules.storage.settings import SQLDialect
 
@@ -28,24 +29,39 @@ _LARGE_WAL_BYTES = 512 * 1024 * 1024
 _Result = Tuple[HealthStatus, str, Dict[str, Any]]
 
 
-def health_checks(pool: SQLPool) -> Dict[str, HealthCheck]:
-    """Return the checks of an open pool by the name of the component."""
+def health_checks(pool: SQLPool, vectors: VectorStores) -> Dict[str, HealthCheck]:
+    """Return the checks of an open pool and its vector stores by the name of the component."""
     checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
-    for store in TABLES:
-        checks[store] = lambda store=store: _check_store(pool, store)  # type: ignore[misc]
+    for store, tables in TABLES.items():
+        checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
+    if vectors.backend != "none":
+        checks["vector_store"] = lambda: _check_vectors(pool, vectors)
     return checks
 
 
-async def verify_tables(pool: SQLPool) -> Dict[str, bool]:
-    """Return for each store whether its tables are there; "sql" whether the database answers."""
+async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]:
+    """Return for each store whether its tables are there; "sql" whether the database answers, a remote store whether it does."""
     backend = _backend(pool)
     present = set(await backend.get_table_names())
-    found = {store: all(table in present for table in tables) for store, tables in TABLES.items()}
+    found = {store: present.issuperset(tables) for store, tables in TABLES.items()}
+    if vectors.backend in VECTOR_TABLES:
+        found["vector_store"] = present.issuperset(VECTOR_TABLES[vectors.backend])
+    elif vectors.backend != "none":
+        found["vector_store"] = await vectors.answers()
     return {"sql": await pool.health_check(), **found}
 
 
-async def _check_store(pool: SQLPool, store: str) -> _Result:
-    there = await _backend(pool).verify_tables(TABLES[store])
+async def _check_vectors(pool: SQLPool, vectors: VectorStores) -> _Result:
+    tables = VECTOR_TABLES.get(vectors.backend, ())
+    if tables:
+        status, message, details = await _check_tables(pool, tables)
+        if message:
+            return status, message, details
+    return await vectors.check()
+
+
+async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
+    there = await _backend(pool).verify_tables(tables)
     missing = sorted(table for table, found in there.items() if not found)
     if missing:
         return (

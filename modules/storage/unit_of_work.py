@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from modules.conversation_store.repository import ConversationStore
     from modules.storage.operations import Operation
+    from modules.storage.vectors.base import VectorProvider
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["OutcomeUnknownError", "RollbackError", "UnitOfWork", "UnitOfWorkError", "UnitOfWorkState"]
@@ -131,9 +132,14 @@ class UnitOfWork:
         return self._store("jobs")
 
     @property
-    def vectors(self) -> Any:
-        """The vector store, inside this unit."""
-        return self._store("vectors")
+    def vectors(self) -> VectorProvider:
+        """The vector store, inside this unit.
+
+        Raises:
+            NotConfiguredError: it is not in the SQL database, so it cannot take part.
+        """
+        store: VectorProvider = self._store("vectors")
+        return store
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:

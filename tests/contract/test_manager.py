@@ -23,8 +23,10 @@ from modules.store_common.errors import (
 )
 from tests.support.postgres import ROOT
 
-LATER = ("tasks", "jobs", "vectors", "vector_registry", "mongo_backend")
-OPEN_ONLY = ("conversations", "kv", "tasks", "jobs", "vectors", "executor", "sql_pool", "sql_backend")
+LATER = ("tasks", "jobs", "mongo_backend")
+OPEN_ONLY = (
+    "conversations", "kv", "tasks", "jobs", "vectors", "vector_registry", "executor", "sql_pool", "sql_backend",
+)  # fmt: skip
 
 
 async def _refuses_everything(manager: StorageManager) -> None:
@@ -120,7 +122,7 @@ async def test_settings_for_later_stores_are_refused_not_ignored(
 
 
 async def test_schemas_and_stores(storage: Any) -> None:
-    expected = {"sql": True, "conversation_store": True, "kv_store": True}
+    expected = {"sql": True, "conversation_store": True, "kv_store": True, "vector_store": True}
     assert await storage.verify_stores() == expected
     assert await storage.ensure_schemas() == expected
     names = await storage.sql_backend.get_table_names()

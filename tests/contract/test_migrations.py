@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -346,3 +347,72 @@ def test_an_up_to_date_database_does_not_cost_the_import_of_alembic(
     ]
 
     assert outputs == [f"{len(runner.history())} True []\n", "0 False []\n"]
+
+
+async def test_from_the_first_revision_with_data(pool: SQLPool) -> None:
+    """What the first release wrote is there after the second one's migration, byte for byte."""
+    from alembic import command
+
+    with pool.engine.connect() as connection, runner._locked(connection, 30.0):
+        config = runner._config("english")
+        config.attributes["connection"] = connection
+        with runner._one_run:
+            command.upgrade(config, "0001")
+    assert runner.pending(pool.engine)[0] == "0002"
+    with pool.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO atlas_kv_entries (tenant_id, namespace, key, value_json, version, size_bytes, created_at,"
+                " updated_at) VALUES ('t', 'n', 'k', '{\"a\": -0.0}', 3, 11, :at, :at)"
+            ),
+            {"at": 1 if pool.dialect == "sqlite" else datetime(2026, 1, 1, tzinfo=timezone.utc)},
+        )
+        before = connection.execute(text("SELECT * FROM atlas_kv_entries")).all()
+
+    assert runner.upgrade(pool.engine)[0] == "0002"
+
+    assert runner.current(pool.engine) == HEAD
+    assert differences(pool.engine) == []
+    with pool.engine.connect() as connection:
+        assert connection.execute(text("SELECT * FROM atlas_kv_entries")).all() == before
+
+
+async def test_the_registry_of_pgvector_is_the_one_that_the_provider_makes(
+    pool: SQLPool, backend: str
+) -> None:
+    if backend != "postgresql":
+        pytest.skip("pgvector is PostgreSQL's")
+    from modules.storage.vectors import pgvector_schema
+    from modules.storage.vectors.pgvector import PgvectorProvider
+
+    runner.upgrade(pool.engine)
+    migrated = registry_of(pool.engine)
+    with pool.engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP TABLE {pgvector_schema.REGISTRY}")
+    provider = PgvectorProvider(pool.executor)
+    await provider.initialize()
+    await provider.create_collection("docs", 3)
+    await provider.shutdown()
+
+    assert registry_of(pool.engine) == migrated
+    assert len(migrated) >= 9 + 2
+    assert differences(pool.engine) == [], "its tables of documents are not ours to compare"
+    with pool.engine.begin() as connection:  # a database where the provider was used before the revision
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+    assert runner.upgrade(pool.engine)[0] == "0002"
+    assert registry_of(pool.engine) == migrated
+
+
+def registry_of(engine: Any) -> List[str]:
+    from modules.storage.vectors.pgvector_schema import REGISTRY
+
+    with engine.connect() as connection:
+        columns = connection.exec_driver_sql(
+            "SELECT column_name, data_type, is_nullable, column_default, collation_name"
+            " FROM information_schema.columns WHERE table_name = %s ORDER BY ordinal_position",
+            (REGISTRY,),
+        ).all()
+        indexes = connection.exec_driver_sql(
+            "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s ORDER BY 1", (REGISTRY,)
+        ).all()
+    return [str(tuple(row)) for row in (*columns, *indexes)]

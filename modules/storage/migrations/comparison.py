@@ -5,7 +5,8 @@ Only tables of ours are looked at; what users keep in the same database is their
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, List
+from functools import partial
+from typing import TYPE_CHECKING, Any, List, Set
 
 from modules.storage.migrations import VERSION_TABLE
 
@@ -17,8 +18,8 @@ __all__ = ["OUR_PREFIX", "differences"]
 #: Every table of ours begins with this.
 OUR_PREFIX = "atlas_"
 
-# Made by SQL of our own and not modelled: see `DIALECT_DDL` of the stores.
-_UNMODELLED_TABLES = ("atlas_messages_search", "atlas_search_numbers")
+# Made by SQL of our own and not modelled: see `DIALECT_DDL` of the stores, and `pgvector_schema` (its tables are many).
+_UNMODELLED_TABLES = ("atlas_messages_search", "atlas_search_numbers", "atlas_pgvector")
 _UNMODELLED_PARTS = frozenset(
     (("atlas_messages", "search_vector"), ("atlas_messages", "ix_atlas_messages_search"))
 )
@@ -32,11 +33,13 @@ def differences(engine: Engine) -> List[str]:
     import modules.conversation_store.models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
     from modules.storage.schema import Base
+    from modules.storage.vectors.sqlite_models import TABLES
 
+    elsewhere = set() if engine.dialect.name == "sqlite" else {table.name for table in TABLES}
     options = {
         "version_table": VERSION_TABLE,
         "include_name": _include_name,
-        "include_object": _include_object,
+        "include_object": partial(_include_object, elsewhere),
         "compare_type": True,
     }
     with engine.connect() as connection:
@@ -51,7 +54,12 @@ def _include_name(name: Any, kind: str, parents: Any) -> bool:
     return bool(name.startswith(OUR_PREFIX)) and not unmodelled
 
 
-def _include_object(item: Any, name: Any, kind: str, reflected: bool, compare_to: Any) -> bool:
+def _include_object(
+    elsewhere: Set[str], item: Any, name: Any, kind: str, reflected: bool, compare_to: Any
+) -> bool:
+    if kind == "table" and not reflected:
+        # a model of a table that only the other dialect has
+        return name not in elsewhere
     if not reflected or kind not in ("column", "index"):
         return True
     return (item.table.name, name) not in _UNMODELLED_PARTS

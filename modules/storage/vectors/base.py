@@ -6,14 +6,11 @@ The public methods check their arguments, find the tenant and know the collectio
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from typing import (
     Any,
     Awaitable,
     Callable,
-    ClassVar,
-    Dict,
     Iterable,
     List,
     Mapping,
@@ -37,7 +34,7 @@ from modules.storage.vectors.checks import (
     prepare_documents,
     prepare_matrix,
 )
-from modules.storage.vectors.engine import Query, VectorEngine
+from modules.storage.vectors.engine import Query
 from modules.storage.vectors.errors import (
     VectorCollectionError,
     VectorDimensionError,
@@ -48,6 +45,7 @@ from modules.storage.vectors.errors import (
     VectorUnavailableError,
 )
 from modules.storage.vectors.filters import parse_filter
+from modules.storage.vectors.lifecycle import ProviderLifecycle
 from modules.storage.vectors.models import (
     Capabilities,
     CollectionInfo,
@@ -62,10 +60,7 @@ from modules.store_common.cursors import decode_cursor, encode_cursor
 from modules.store_common.errors import (
     InvalidCursorError,
     InvalidValueError,
-    NotInitializedError,
-    StorageError,
 )
-from modules.store_common.tenancy import TenantPolicy
 from modules.store_common.values import check_identifier, encode_json
 
 __all__ = [
@@ -94,7 +89,7 @@ __all__ = [
 EmbedFunction = Callable[[str], Union[Vector, Awaitable[Vector]]]
 
 
-class VectorProvider(VectorEngine):
+class VectorProvider(ProviderLifecycle):
     """A vector store. Construct without I/O, `initialize()`, use, `shutdown()`; all may be repeated.
 
     Collections belong to a tenant, like documents: two tenants may have different collections of one name.
@@ -102,25 +97,6 @@ class VectorProvider(VectorEngine):
     Args:
         tenancy: How the tenant of a call is found.
     """
-
-    #: By which settings and errors know it.
-    name: ClassVar[str] = ""
-
-    def __init__(self, *, tenancy: Optional[TenantPolicy] = None) -> None:
-        self._tenancy = tenancy if tenancy is not None else TenantPolicy()
-        self._specs: Dict[Tuple[str, str], CollectionSpec] = {}
-
-    # --- lifecycle ----------------------------------------------------------------------------------------------
-
-    async def health_check(self, timeout: float = 5.0) -> bool:
-        """Return whether the store answers within `timeout` seconds. Raises nothing but cancellation."""
-        if not self.is_initialized:
-            return False
-        try:
-            await asyncio.wait_for(self._ping(), timeout)
-        except (StorageError, asyncio.TimeoutError):
-            return False
-        return True
 
     # --- collections --------------------------------------------------------------------------------------------
 
@@ -147,7 +123,7 @@ class VectorProvider(VectorEngine):
         Raises:
             VectorCollectionError: there is one of this name, or the engine cannot have it.
         """
-        tenant = self._enter(tenant_id)
+        tenant = await self._enter(tenant_id)
         try:
             chosen = DistanceMetric(metric)
         except ValueError:
@@ -170,20 +146,20 @@ class VectorProvider(VectorEngine):
 
     async def delete_collection(self, name: str, *, tenant_id: Optional[str] = None) -> bool:
         """Delete a collection of this tenant and its documents; return whether it was there."""
-        tenant = self._enter(tenant_id)
+        tenant = await self._enter(tenant_id)
         known = check_identifier(name, "the collection's name")
         self._specs.pop((tenant, known), None)
         return await self._delete_collection(tenant, known)
 
     async def list_collections(self, *, tenant_id: Optional[str] = None) -> List[CollectionInfo]:
         """Return this tenant's collections, by name."""
-        tenant = self._enter(tenant_id)
+        tenant = await self._enter(tenant_id)
         found = await self._list_collections(tenant)
         return [_info(spec, count) for spec, count in sorted(found, key=lambda item: item[0].name)]
 
     async def get_collection(self, name: str, *, tenant_id: Optional[str] = None) -> Optional[CollectionInfo]:
         """Return a collection of this tenant, None when there is none of this name."""
-        tenant = self._enter(tenant_id)
+        tenant = await self._enter(tenant_id)
         spec = await self._read_collection(tenant, check_identifier(name, "the collection's name"))
         return None if spec is None else _info(spec, await self._count(tenant, spec, None, None))
 
@@ -421,13 +397,8 @@ class VectorProvider(VectorEngine):
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _enter(self, tenant_id: Optional[str]) -> str:
-        if not self.is_initialized:
-            raise NotInitializedError(f"the vector store {self.name}")
-        return self._tenancy.resolve(tenant_id)
-
     async def _known(self, collection: str, tenant_id: Optional[str]) -> Tuple[str, CollectionSpec]:
-        tenant = self._enter(tenant_id)
+        tenant = await self._enter(tenant_id)
         check_identifier(collection, "the collection's name")
         spec = self._specs.get((tenant, collection))
         if spec is None:

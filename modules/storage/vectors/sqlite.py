@@ -66,6 +66,7 @@ class SQLiteVectorProvider(VectorProvider):
         self._executor = executor
         self._cache = MatrixCache(cache_bytes)
         self._workers: Optional[ThreadPoolExecutor] = None
+        self._joined = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -81,17 +82,18 @@ class SQLiteVectorProvider(VectorProvider):
     @property
     def is_initialized(self) -> bool:
         """Whether it is open."""
-        return self._workers is not None
+        return self._joined or self._workers is not None
 
     @property
     def cache_size_bytes(self) -> int:
         """About how much memory the matrices take."""
         return self._cache.size_bytes
 
-    def bound_to(self, executor: Executor) -> SQLiteVectorProvider:
+    def within(self, executor: Executor) -> SQLiteVectorProvider:
         """Return a provider inside a unit of work's transaction. It keeps no matrices: what it sees may be undone."""
         made = SQLiteVectorProvider(executor, tenancy=self._tenancy, cache_bytes=0)
         made._workers = self._workers
+        made._joined = True
         return made
 
     async def initialize(self) -> None:
