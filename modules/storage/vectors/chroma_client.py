@@ -1,0 +1,344 @@
+"""The way to Chroma: the embedded client in a thread of its own, or a server over HTTP; one `run` for both.
+
+Chroma's collections have the same methods in both worlds, blocking in one and coroutines in the other. A call is handed
+over as a function; `run` waits for it, within the deadline, and turns Chroma's errors into ours.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import importlib
+import inspect
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+from modules.storage.opening import run_in_thread
+from modules.storage.vectors.chroma_damage import check_database, damaged_collections, leave_marker
+from modules.storage.vectors.chroma_worker import Worker
+from modules.storage.vectors.errors import VectorCollectionError, VectorStoreError, VectorUnavailableError
+from modules.store_common.deadlines import deadline_after
+from modules.store_common.errors import (
+    MissingDependencyError,
+    NotInitializedError,
+    OverloadedError,
+    PermissionDeniedError,
+    StorageError,
+)
+
+__all__ = ["ChromaLink", "ChromaNotFoundError", "ChromaRefusedError", "EmbeddedLink", "ServerLink"]
+
+logger = logging.getLogger(__name__)
+
+_WAITING_CALLS = 1000
+
+
+class ChromaNotFoundError(VectorStoreError):
+    """Chroma has no such collection; never leaves this provider."""
+
+
+class ChromaRefusedError(VectorStoreError):
+    """Chroma refused a call, or failed in it."""
+
+
+class ChromaLink(abc.ABC):
+    """An open or closed way to one Chroma.
+
+    Args:
+        tenant: Chroma's own tenant.
+        database: Its database.
+        timeout_s: Seconds that a call may take.
+    """
+
+    def __init__(self, tenant: str, database: str, timeout_s: float) -> None:
+        self._tenant = tenant
+        self._database = database
+        self._timeout_s = timeout_s
+        self._client: Any = None
+        #: Rows that one call may carry.
+        self.max_batch = 1000
+        #: Collections, by Chroma's name, whose index was found damaged, with the reason.
+        self.damaged: Dict[str, str] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+        return self._client is not None
+
+    @property
+    def client(self) -> Any:
+        """Chroma's client; its methods are called inside `run` only."""
+        if self._client is None:
+            raise NotInitializedError("the vector store chroma")
+        return self._client
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Connect; a failed call leaves nothing open."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Disconnect; harmless when closed."""
+
+    @abc.abstractmethod
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        """Return what `call` gives."""
+
+    async def run(self, what: str, call: Callable[[], Any]) -> Any:
+        """Return what `call` gives, within the deadline.
+
+        Args:
+            what: For messages: "read a collection".
+            call: Calls Chroma, once.
+        """
+        patience = deadline_after(self._timeout_s) - time.monotonic()
+        try:
+            return await asyncio.wait_for(self._call(call), max(patience, 0.001))
+        except asyncio.TimeoutError as exc:
+            raise VectorUnavailableError(
+                f"Chroma did not {what} within {max(patience, 0):.1f} s; a write may still be applied, "
+                "and may be repeated"
+            ) from exc
+        except (StorageError, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # the edge: whatever Chroma raises, a panic of Rust included
+            raise _translated(exc, what) from exc
+
+
+def _translated(exc: BaseException, what: str) -> StorageError:
+    """Return our error for one of Chroma's; its text may hold values, so only its kind is told."""
+    kinds = {kind.__name__ for kind in type(exc).__mro__}
+    text = str(exc)
+    if kinds & {"NotFoundError"}:
+        return ChromaNotFoundError(f"Chroma found nothing to {what}")
+    if kinds & {"UniqueConstraintError"} or "already exists" in text:
+        return VectorCollectionError(f"Chroma could not {what}: the name is taken")
+    if kinds & {"AuthorizationError", "ChromaAuthError"}:
+        return PermissionDeniedError(
+            f"Chroma did not allow to {what}; check the token, the tenant and the database"
+        )
+    if kinds & {"TransportError", "OSError", "RateLimitError"} or "Could not connect" in text:
+        return VectorUnavailableError(
+            f"Chroma could not be reached to {what} ({type(exc).__name__}); is its server running?"
+        )
+    if "malformed" in text or "not a database" in text:
+        return VectorCollectionError(
+            f"Chroma could not {what}: its database is damaged (see docs/chroma.md, Damage)"
+        )
+    if type(exc) is Exception:
+        # the client's form of an answer that is not Chroma's: a proxy, a server that is starting or ending
+        return VectorUnavailableError(f"what answered to {what} is not Chroma, or not able to; try again")
+    return ChromaRefusedError(f"Chroma could not {what} ({type(exc).__name__})")
+
+
+def _load() -> Any:
+    """Import chromadb, which takes seconds; its warnings about itself are not the application's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for room in ("config", "errors", "api.async_client"):
+                importlib.import_module(f"chromadb.{room}")
+            return importlib.import_module("chromadb")
+        except ImportError as exc:
+            raise MissingDependencyError("chromadb", "chroma") from exc
+
+
+def _settings(chromadb: Any, **values: Any) -> Any:
+    # no .env file of the working directory, no telemetry
+    return chromadb.config.Settings(_env_file=None, anonymized_telemetry=False, **values)
+
+
+class EmbeddedLink(ChromaLink):
+    """Chroma inside this process, its files in one directory.
+
+    Args:
+        directory: Made when it is not there.
+        tenant: Chroma's own tenant; made when it is not there.
+        database: Its database; made when it is not there.
+        timeout_s: Seconds that a call may take.
+    """
+
+    def __init__(self, directory: str, tenant: str, database: str, timeout_s: float) -> None:
+        super().__init__(tenant, database, timeout_s)
+        self._directory = Path(directory)
+        self._worker: Optional[Worker] = None
+
+    async def open(self) -> None:
+        """Check the files and open them, in the thread."""
+        if self._client is not None:
+            return
+        worker = self._worker = Worker("atlas-chroma", _WAITING_CALLS)
+        opened: List[Any] = []
+        try:
+            await self.run("open its directory", lambda: opened.append(self._open()))
+        except BaseException:
+            self._worker = None
+            # a late success must not stay open
+            worker.finish(lambda: [client.close() for client in opened])
+            raise
+        self._client = opened[0]
+
+    def _open(self) -> Any:
+        directory = self._directory.resolve()
+        chromadb = _load()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            check_database(directory)
+            self.damaged = dict(damaged_collections(directory))
+            leave_marker(directory)
+        except OSError as exc:
+            raise VectorUnavailableError(
+                f"the Chroma directory {str(directory)!r} cannot be made or read ({type(exc).__name__})"
+            ) from exc
+        settings = _settings(
+            chromadb,
+            chroma_api_impl="chromadb.api.rust.RustBindingsAPI",
+            is_persistent=True,
+            persist_directory=str(directory),
+        )
+        if (self._tenant, self._database) != ("default_tenant", "default_database"):
+            self._make_database(chromadb, settings)
+        client = chromadb.PersistentClient(
+            path=str(directory), settings=settings, tenant=self._tenant, database=self._database
+        )
+        self.max_batch = min(self.max_batch, int(client.get_max_batch_size()))
+        return client
+
+    def _make_database(self, chromadb: Any, settings: Any) -> None:
+        """Chroma opens no tenant or database that is not there; in a directory of ours nobody else can make them."""
+        first = chromadb.PersistentClient(path=settings.persist_directory, settings=settings)
+        try:
+            admin: Any = first._admin_client
+            missing = chromadb.errors.NotFoundError
+            try:
+                admin.get_tenant(self._tenant)
+            except missing:
+                admin.create_tenant(self._tenant)
+            try:
+                admin.get_database(self._database, self._tenant)
+            except missing:
+                admin.create_database(self._database, self._tenant)
+        finally:
+            first.close()
+
+    async def close(self) -> None:
+        """Close the files after the calls that wait."""
+        client, self._client = self._client, None
+        worker, self._worker = self._worker, None
+        self.damaged = {}
+        if worker is None or client is None:
+            return
+        try:
+            await asyncio.wait_for(worker.run(client.close), self._timeout_s)
+        except (OverloadedError, asyncio.TimeoutError) as exc:
+            logger.warning(
+                "storage.vectors.close_failed", extra={"store": "chroma", "error_type": type(exc).__name__}
+            )
+        finally:
+            # closing twice is harmless; the thread ends after it
+            worker.finish(client.close)
+
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        if self._worker is None:
+            raise NotInitializedError("the vector store chroma")
+        return await self._worker.run(call)
+
+
+class ServerLink(ChromaLink):
+    """Chroma behind HTTP.
+
+    Args:
+        host: Of the server; `https://...` for TLS.
+        port: Its TCP port.
+        token: Sent as bearer token and as `X-Chroma-Token`; None: nothing is sent.
+        tenant: Chroma's own tenant; must be there.
+        database: Its database; must be there.
+        timeout_s: Seconds that a call may take.
+    """
+
+    def __init__(
+        self, host: str, port: int, token: Optional[str], tenant: str, database: str, timeout_s: float
+    ) -> None:
+        super().__init__(tenant, database, timeout_s)
+        self._host = host
+        self._port = port
+        self._token = token
+        self._server: Any = None
+
+    async def open(self) -> None:
+        """Connect and see that tenant and database are there."""
+        if self._client is not None:
+            return
+        chromadb = await run_in_thread(_load)
+        client = self._make_client(chromadb)
+        try:
+            await self.run("answer", self._server.heartbeat)
+            await self.run(
+                "find the tenant and database",
+                lambda: self._server.get_database(self._database, self._tenant),
+            )
+            self.max_batch = min(
+                self.max_batch,
+                int(await self.run("answer", self._server.get_max_batch_size)) or self.max_batch,
+            )
+        except ChromaNotFoundError as exc:
+            await self._release(client)
+            raise VectorCollectionError(
+                f"the Chroma server has no database {self._database!r} of the tenant {self._tenant!r}; "
+                "make it there, or change the settings"
+            ) from exc
+        except BaseException:
+            await self._release(client)
+            raise
+        self._client = client
+
+    def _make_client(self, chromadb: Any) -> Any:
+        """Return a client of its own HTTP connections.
+
+        `AsyncHttpClient` shares one connection pool, with its headers, between all clients of a loop: a second provider
+        would send the first one's token. So the same client is put together here with a pool of its own.
+        """
+        headers = {}
+        if self._token is not None:
+            headers = {"Authorization": f"Bearer {self._token}", "X-Chroma-Token": self._token}
+        host = self._host.partition("://")[2] if "://" in self._host else self._host
+        settings = _settings(
+            chromadb,
+            chroma_api_impl="chromadb.api.async_fastapi.AsyncFastAPI",
+            chroma_server_host=host.rstrip("/"),
+            chroma_server_http_port=self._port,
+            chroma_server_ssl_enabled=self._host.startswith("https://"),
+            chroma_server_headers=headers,
+        )
+        client = chromadb.api.async_client.AsyncClient(settings=settings)
+        self._server = client._system.instance(chromadb.api.AsyncServerAPI)
+        self._server._clients = {}
+        client._server = self._server
+        client.tenant, client.database = self._tenant, self._database
+        return client
+
+    async def _release(self, client: Any) -> None:
+        server, self._server = self._server, None
+        try:
+            if server is not None:
+                await asyncio.wait_for(server._cleanup(), 5.0)
+        except (OSError, RuntimeError, asyncio.TimeoutError) as exc:
+            logger.warning(
+                "storage.vectors.close_failed", extra={"store": "chroma", "error_type": type(exc).__name__}
+            )
+        finally:
+            type(client)._identifier_to_system.pop(client._identifier, None)
+            type(client)._decrement_refcount(client._identifier)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await self._release(client)
+
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        answer = call()
+        return await answer if inspect.isawaitable(answer) else answer
