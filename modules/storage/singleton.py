@@ -38,13 +38,22 @@ def _shared(settings: Union[StorageSettings, Mapping[str, Any], None]) -> Storag
 
 
 def _serve_tools(instance: StorageManager) -> None:
-    """Let the key-value tools find the manager's store; they do not import the manager (ARCHITECTURE section 2)."""
+    """Let the tools find the manager's stores; they do not import the manager (ARCHITECTURE section 2)."""
     from modules.Tools.Base_Tools.kv_store import KeyValueStoreAdapter, set_kv_store_provider
+    from modules.Tools.Base_Tools.vector_store import VectorStoreAdapter, set_vector_store_provider
 
     async def provide() -> KeyValueStoreAdapter:
         return instance.kv
 
+    async def provide_vectors(collection_prefix: str, default_dimension: int) -> VectorStoreAdapter:
+        from modules.storage.vectors.adapter import VectorProviderAdapter
+
+        return VectorProviderAdapter(
+            instance.vectors, collection_prefix=collection_prefix, default_dimension=default_dimension
+        )
+
     set_kv_store_provider(provide)
+    set_vector_store_provider(provide_vectors)
 
 
 def _opened(instance: StorageManager, failed: bool) -> None:
@@ -110,6 +119,8 @@ async def reset_storage_manager() -> None:
         instance, _instance = _instance, None
     if instance is not None:
         from modules.Tools.Base_Tools.kv_store import set_kv_store_provider
+        from modules.Tools.Base_Tools.vector_store import set_vector_store_provider
 
         set_kv_store_provider(None)
+        set_vector_store_provider(None)
         await instance.shutdown()

@@ -7,7 +7,6 @@ Revision ID: 0002
 Revises: 0001
 """
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import sqlalchemy as sa
