@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import FrozenSet, List
 
+from modules.conversation_store.word_forms import other_forms
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_text
 
@@ -37,13 +38,16 @@ STOP_WORDS: FrozenSet[str] = frozenset(_FUNCTION_WORDS.split())
 def question_terms(text: str, language: str) -> List[str]:
     """Return the terms to look for, in order, without doubles; none when nothing is left to look for.
 
+    In English the other forms of irregular words follow ("buy": "bought"), which no stemmer knows.
+
     Raises:
         InvalidValueError: the query is not a text, or longer than `MAX_QUERY_BYTES`.
     """
     check_text(text, "query", max_bytes=MAX_QUERY_BYTES)
     words = dict.fromkeys(word[:_MAX_TERM_CHARACTERS] for word in _WORD.findall(text.lower()))
     if language == "english":
-        return [word for word in words if word not in STOP_WORDS][:MAX_TERMS]
+        terms = [word for word in words if word not in STOP_WORDS][:MAX_TERMS]
+        return list(dict.fromkeys([*terms, *[form for term in terms for form in other_forms(term)]]))[:MAX_TERMS]
     return list(words)[:MAX_TERMS]
 
 

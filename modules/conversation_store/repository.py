@@ -7,6 +7,7 @@ from typing import Optional
 from modules.conversation_store.conversations import Conversations
 from modules.conversation_store.leases import Leases
 from modules.conversation_store.lifecycle import Lifecycle
+from modules.conversation_store.meaning import SemanticIndex
 from modules.conversation_store.messages import Messages
 from modules.conversation_store.people import People
 from modules.conversation_store.reading import Reading
@@ -31,6 +32,7 @@ class ConversationStore(
         tenancy: How the tenant of a call is found.
         search_language: The language that the search index was made for; see `search_ddl.LANGUAGES`.
         retention: What `run_retention` keeps when it is given no policy.
+        semantic: What `search` by meaning asks; None: only by text.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class ConversationStore(
         *,
         search_language: str = "english",
         retention: Optional[RetentionPolicy] = None,
+        semantic: Optional[SemanticIndex] = None,
     ) -> None:
         super().__init__(executor, tenancy)
         self._search_language = search_language
+        self._semantic = semantic
         self._retention = check_policy(retention or RetentionPolicy())

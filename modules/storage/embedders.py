@@ -1,0 +1,83 @@
+"""Embedders: what makes vectors of texts. The rooms: `embedders_base` (the protocol), and one for each kind.
+
+    embedder = make_embedder("openai:text-embedding-3-small", api_key="...")
+    matrix = await embedder.embed(["two cats", "a dog"])        # float32, shape (2, dimension)
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Optional
+
+from modules.storage.embedders_base import Embedder, EmbedderError, EmbedderUnavailableError
+from modules.store_common.errors import InvalidValueError
+
+__all__ = [
+    "Embedder",
+    "EmbedderError",
+    "EmbedderUnavailableError",
+    "close_embedder",
+    "make_embedder",
+]
+
+_HASHING_DIMENSION = 384
+
+
+def make_embedder(
+    spec: str,
+    *,
+    base_url: Optional[str] = None,
+    api_key: Optional[str] = None,
+    dimension: int = 0,
+    timeout_s: float = 30.0,
+    batch_size: Optional[int] = None,
+) -> Embedder:
+    """Make the embedder that a setting names. Does no I/O, but "module:callable" imports the module.
+
+    Args:
+        spec: "hashing"; "openai:MODEL" (any OpenAI-compatible server); "sentence-transformers:MODEL" (extra
+            `embeddings`); or "module:callable" of your own.
+        base_url: openai: the server, up to and including "/v1"; None: OpenAI's own.
+        api_key: openai: the key; None: none is sent (local servers).
+        dimension: Numbers in a vector; 0: the embedder's own.
+        timeout_s: openai: seconds that a request may take.
+        batch_size: Texts in a request, or at once in the model; None: 128 and 32.
+
+    Raises:
+        InvalidValueError: the setting is not one of these.
+        EmbedderError: "module:callable" cannot be imported.
+    """
+    kind, _, rest = spec.strip().partition(":")
+    if kind == "hashing" and not rest:
+        from modules.storage.embedders_hashing import HashingEmbedder
+
+        return HashingEmbedder(dimension or _HASHING_DIMENSION)
+    if kind == "openai":
+        from modules.storage.embedders_http import OpenAIEmbedder
+
+        return OpenAIEmbedder(
+            rest,
+            base_url=base_url,
+            api_key=api_key,
+            dimension=dimension,
+            timeout_s=timeout_s,
+            batch_size=batch_size or 128,
+        )
+    from modules.storage.embedders_local import SentenceTransformersEmbedder, load
+
+    if kind == "sentence-transformers" and rest:
+        return SentenceTransformersEmbedder(rest, batch_size=batch_size or 32)
+    if not rest:
+        raise InvalidValueError(
+            "the embedder must be hashing, openai:MODEL, sentence-transformers:MODEL or module:callable"
+        )
+    return load(spec.strip())
+
+
+async def close_embedder(embedder: Any) -> None:
+    """Close an embedder that has something to close; others are left alone."""
+    close = getattr(embedder, "close", None)
+    if close is not None:
+        result = close()
+        if inspect.isawaitable(result):
+            await result
