@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, AsyncIterator, Callable, Dict, Iterator, List, Mapping, Optional
 
@@ -197,7 +198,7 @@ async def test_every_way_of_searching_gives_the_nearest(tmp_path: Path, limits: 
         for query in vectors_of(5, 8, seed=9):
             order = np.argsort(np.linalg.norm(matrix - query, axis=1), kind="stable")
             ranked = [documents[position] for position in order]
-            for wanted, filter in (
+            for wanted, condition in (
                 (lambda m: True, None),
                 (lambda m: m["mod"] == 7, {"mod": 7}),
                 (lambda m: m["n"] < 600, {"n": {"$lt": 600}}),
@@ -205,7 +206,7 @@ async def test_every_way_of_searching_gives_the_nearest(tmp_path: Path, limits: 
                 (lambda m: m["mod"] != 1, {"$not": {"mod": 1}}),
             ):
                 expected = [document.id for document in ranked if wanted(document.metadata)][:10]
-                found = await _ids(provider, query, filter=filter)
+                found = await _ids(provider, query, filter=condition)
                 assert len(found) == 10
                 assert len(set(found) & set(expected)) >= 9
             small = [document.id for document in ranked if document.metadata["n"] < 40][:10]
@@ -215,9 +216,7 @@ async def test_every_way_of_searching_gives_the_nearest(tmp_path: Path, limits: 
 
 
 async def test_too_many_to_score_is_said(tmp_path: Path) -> None:
-    provider = ChromaProvider(
-        persist_directory=str(tmp_path / "chroma"), limits=SearchLimits(few=5, many=20)
-    )
+    provider = ChromaProvider(persist_directory=str(tmp_path / "chroma"), limits=SearchLimits(few=5, many=20))
     await provider.initialize()
     try:
         await provider.create_collection("crowd", 8)
@@ -237,13 +236,15 @@ async def test_distances_are_chromas_own_whoever_computed_them(embedded: ChromaP
         await embedded.create_collection(metric.value, 2, metric=metric)
         await embedded.upsert(metric.value, [VectorDocument("one", one), VectorDocument("two", two)])
         handle = await embedded._space.handle("default", embedded._specs["default", metric.value])
-        theirs = await embedded._link.run("ask", lambda h=handle: h.query([query], n_results=2))
+        theirs = await embedded._link.run("ask", partial(handle.query, [query], n_results=2))
         real = dict(zip(theirs["ids"][0], theirs["distances"][0]))
         hits = await embedded.search(metric.value, query)
         assert {h.document.id: pytest.approx(h.distance, abs=1e-5) for h in hits} == {
             split_id(item)[1]: distance for item, distance in real.items()
         }
-        assert next(h for h in hits if h.document.id == "one").distance == pytest.approx(expected[metric.value])
+        assert next(h for h in hits if h.document.id == "one").distance == pytest.approx(
+            expected[metric.value]
+        )
 
 
 async def test_an_upsert_beyond_the_batch_limit_is_split(embedded: ChromaProvider) -> None:
@@ -307,7 +308,7 @@ async def test_a_rebuild_that_died_before_the_new_name_is_finished(embedded: Chr
 async def test_wrong_settings_are_refused(embedded: ChromaProvider) -> None:
     for bad in ({"on_damage": "ignore"}, {"timeout_s": 0}):
         with pytest.raises(InvalidValueError):
-            ChromaProvider(**bad)  # type: ignore[arg-type]
+            ChromaProvider(**bad)
     for index in ({"m": 1}, {"ef_search": "100"}, {"m": True}):
         with pytest.raises(InvalidValueError):
             await embedded.create_collection("bad", 2, index=index)

@@ -77,7 +77,13 @@ class ChromaProvider(VectorProvider):
         if not timeout_s > 0:
             raise InvalidValueError("timeout_s is a number of seconds greater than 0")
         self._link: ChromaLink = (
-            EmbeddedLink(str(persist_directory), chroma_tenant, chroma_database, timeout_s)
+            EmbeddedLink(
+                str(persist_directory),
+                chroma_tenant,
+                chroma_database,
+                timeout_s,
+                repair=on_damage == "rebuild",
+            )
             if host is None
             else ServerLink(host, port, auth_token, chroma_tenant, chroma_database, timeout_s)
         )
@@ -139,6 +145,7 @@ class ChromaProvider(VectorProvider):
             logger.warning("storage.vectors.rebuilding", extra={"store": "chroma", "tenant_id": tenant_id})
             if spec is not None:
                 await self._rebuild_index(tenant_id, spec)
+        await self._link.repaired()
 
     async def shutdown(self) -> None:
         """Close the files or the connections."""

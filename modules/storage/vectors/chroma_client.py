@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 from modules.storage.opening import run_in_thread
-from modules.storage.vectors.chroma_damage import check_database, damaged_collections, leave_marker
+from modules.storage.vectors.chroma_damage import (
+    check_database,
+    damaged_collections,
+    discard_set_aside,
+    leave_marker,
+    set_aside,
+)
 from modules.storage.vectors.chroma_worker import Worker
 from modules.storage.vectors.errors import VectorCollectionError, VectorStoreError, VectorUnavailableError
 from modules.store_common.deadlines import deadline_after
@@ -87,6 +93,10 @@ class ChromaLink(abc.ABC):
     async def _call(self, call: Callable[[], Any]) -> Any:
         """Return what `call` gives."""
 
+    async def repaired(self) -> None:
+        """Every damaged collection was made anew; a server has nothing to do."""
+        self.damaged = {}
+
     async def run(self, what: str, call: Callable[[], Any]) -> Any:
         """Return what `call` gives, within the deadline.
 
@@ -131,7 +141,10 @@ def _translated(exc: BaseException, what: str) -> StorageError:
     if type(exc) is Exception:
         # the client's form of an answer that is not Chroma's: a proxy, a server that is starting or ending
         return VectorUnavailableError(f"what answered to {what} is not Chroma, or not able to; try again")
-    return ChromaRefusedError(f"Chroma could not {what} ({type(exc).__name__})")
+    return ChromaRefusedError(
+        f"Chroma could not {what} ({type(exc).__name__}); if it stays so, an index may be damaged "
+        "(see docs/chroma.md, Damage)"
+    )
 
 
 def _load() -> Any:
@@ -159,10 +172,14 @@ class EmbeddedLink(ChromaLink):
         tenant: Chroma's own tenant; made when it is not there.
         database: Its database; made when it is not there.
         timeout_s: Seconds that a call may take.
+        repair: Move damaged indexes aside when it is opened; they are then made anew.
     """
 
-    def __init__(self, directory: str, tenant: str, database: str, timeout_s: float) -> None:
+    def __init__(
+        self, directory: str, tenant: str, database: str, timeout_s: float, *, repair: bool = False
+    ) -> None:
         super().__init__(tenant, database, timeout_s)
+        self._repair = repair
         self._directory = Path(directory)
         self._worker: Optional[Worker] = None
 
@@ -187,7 +204,11 @@ class EmbeddedLink(ChromaLink):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             check_database(directory)
-            self.damaged = dict(damaged_collections(directory))
+            found = damaged_collections(directory)
+            self.damaged = {name: why for name, _, why in found}
+            if self._repair:
+                for _, segment, _ in found:
+                    set_aside(directory, segment)
             leave_marker(directory)
         except OSError as exc:
             raise VectorUnavailableError(
@@ -223,6 +244,11 @@ class EmbeddedLink(ChromaLink):
                 admin.create_database(self._database, self._tenant)
         finally:
             first.close()
+
+    async def repaired(self) -> None:
+        """Delete what was moved aside."""
+        await super().repaired()
+        await self.run("delete damaged files", lambda: discard_set_aside(self._directory.resolve()))
 
     async def close(self) -> None:
         """Close the files after the calls that wait."""

@@ -8,6 +8,7 @@ Layout as of chromadb 1.5: `chroma.sqlite3`, and for each collection a directory
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import struct
 from contextlib import closing
@@ -16,10 +17,18 @@ from typing import List, Optional, Tuple
 
 from modules.storage.vectors.errors import VectorCollectionError
 
-__all__ = ["MARKER", "check_database", "damaged_collections", "leave_marker"]
+__all__ = [
+    "MARKER",
+    "check_database",
+    "damaged_collections",
+    "discard_set_aside",
+    "leave_marker",
+    "set_aside",
+]
 
 #: Says that a store was here, so that a database file that vanished is noticed.
 MARKER = "atlas-chroma.json"
+_SET_ASIDE = "atlas-damaged-"
 _DATABASE = "chroma.sqlite3"
 _INDEX_FILES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle")
 _VECTOR_SEGMENTS = """
@@ -29,6 +38,7 @@ SELECT c.name, s.id, m.seq_id,
        (SELECT count(DISTINCT q.id) FROM embeddings_queue q
         WHERE q.topic LIKE '%' || c.id AND q.seq_id > coalesce(m.seq_id, -1))
 FROM collections c
+JOIN collection_metadata k ON k.collection_id = c.id AND k.key = 'atlas_format'
 JOIN segments s ON s.collection = c.id AND s.scope = 'VECTOR'
 LEFT JOIN max_seq_id m ON m.segment_id = s.id
 ORDER BY c.name
@@ -78,8 +88,8 @@ def _lost(directory: Path, why: str) -> VectorCollectionError:
     )
 
 
-def damaged_collections(directory: Path) -> List[Tuple[str, str]]:
-    """Return Chroma's names of the collections whose index files are damaged, each with the reason."""
+def damaged_collections(directory: Path) -> List[Tuple[str, str, str]]:
+    """Return our collections whose index files are damaged: Chroma's name, the index directory, the reason."""
     database = directory / _DATABASE
     if not database.exists():
         return []
@@ -89,8 +99,22 @@ def damaged_collections(directory: Path) -> List[Tuple[str, str]]:
     for name, segment, persisted, rows, waiting in segments:
         why = _index_damage(directory / segment, persisted is not None, rows - waiting)
         if why is not None:
-            found.append((name, why))
+            found.append((name, segment, why))
     return found
+
+
+def set_aside(directory: Path, segment: str) -> None:
+    """Move a damaged index away: with its files there, Chroma refuses to read even the rows."""
+    if (directory / segment).exists():
+        target = directory / (_SET_ASIDE + segment)
+        shutil.rmtree(target, ignore_errors=True)
+        (directory / segment).rename(target)
+
+
+def discard_set_aside(directory: Path) -> None:
+    """Delete what `set_aside` kept, once the index was made anew."""
+    for kept in directory.glob(_SET_ASIDE + "*"):
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 def _index_damage(segment: Path, persisted: bool, expected: int) -> Optional[str]:
