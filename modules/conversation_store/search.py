@@ -18,6 +18,7 @@ from modules.conversation_store.query import fts5_query, question_terms, snippet
 from modules.conversation_store.records import SearchHit
 from modules.conversation_store.rows import MESSAGE_COLUMNS, to_message
 from modules.conversation_store.search_ddl import rebuild_ddl
+from modules.conversation_store.search_pending import has_pending, index_all_pending
 from modules.storage.columns import UtcDateTime
 from modules.storage.operations import Store, Transaction, read, write
 from modules.storage.statements import Row, Statement
@@ -141,9 +142,11 @@ SEARCH_ONE = _statement(_SQLITE_ONE, _POSTGRES_ONE, True)
 
 @read
 async def find(
-    tx: Transaction, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]]
-) -> List[Row]:
-    """Run a search whose parameters were checked."""
+    tx: Transaction, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]], whole: bool
+) -> Optional[List[Row]]:
+    """Run a search whose parameters were checked; None: not while messages are pending that `whole` asks for."""
+    if whole and await has_pending(tx):
+        return None
     one = "conversation_id" in params
     if tx.dialect == "sqlite":
         scope = "" if one else "q" + params["tenant_id"].encode().hex() + "x"
@@ -214,7 +217,11 @@ class Search(Store):
         terms = question_terms(query, self._search_language)
         if not terms:
             return []
-        rows = await self._executor.run(find, params, terms, roles)
+        rows = await self._executor.run(find, params, terms, roles, True)
+        if rows is None:
+            await index_all_pending(self._executor)
+            # what others have written meanwhile may be missing, what was there when this call came is not
+            rows = await self._executor.run(find, params, terms, roles, False) or []
         return [_hit(row, terms, snippet_characters) for row in rows]
 
     async def rebuild_search(self) -> None:

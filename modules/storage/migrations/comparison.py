@@ -18,7 +18,7 @@ __all__ = ["OUR_PREFIX", "differences"]
 OUR_PREFIX = "atlas_"
 
 # Made by SQL of our own and not modelled: see `DIALECT_DDL` of the stores.
-_UNMODELLED_TABLES = ("atlas_messages_search", "atlas_search_numbers")
+_UNMODELLED_TABLES = ("atlas_messages_search", "atlas_search_numbers", "atlas_search_pending")
 _UNMODELLED_PARTS = frozenset(
     (("atlas_messages", "search_vector"), ("atlas_messages", "ix_atlas_messages_search"))
 )
