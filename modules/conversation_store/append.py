@@ -22,6 +22,7 @@ from modules.conversation_store.errors import (
     ConversationNotFoundError,
 )
 from modules.conversation_store.records import ConversationLease
+from modules.conversation_store.search_pending import index_many
 from modules.storage.operations import Transaction, write
 from modules.store_common.errors import (
     ConcurrencyError,
@@ -243,4 +244,5 @@ async def append_many(
         if bumped is None:
             raise await refusal(tx, tenant_id, conversation_id, condition)
         await tx.run_many(INSERT, rows)
+        await index_many(tx, len(rows))
     return outcomes

@@ -14,6 +14,7 @@ from modules.conversation_store.encoding import check_limit
 from modules.conversation_store.models import ConversationRow
 from modules.conversation_store.records import RetentionPolicy, RetentionResult
 from modules.conversation_store.retention import check_policy, retain
+from modules.conversation_store.search_pending import index_all_pending
 from modules.conversation_store.turns import recover_all
 from modules.storage.operations import Executor, Transaction, read
 from modules.storage.statements import Statement
@@ -73,6 +74,10 @@ class ConversationMaintenance:
     async def recover_turns(self, *, limit: int = 10_000) -> int:
         """Mark the replies of turns that died, of every tenant, as "interrupted"; return how many there were."""
         return await recover_all(self._executor, None, limit)
+
+    async def index_pending(self) -> int:
+        """SQLite: put messages that are not yet in the full-text index there; return how many there were."""
+        return await index_all_pending(self._executor)
 
     async def run_retention(self, policy: RetentionPolicy, *, limit: int = 10_000) -> RetentionResult:
         """Apply each tenant's policy, changing at most about `limit` rows of each; return the sums."""

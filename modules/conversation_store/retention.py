@@ -61,7 +61,7 @@ _PURGE_BATCH = 20
 
 
 def _older(column: Any) -> Callable[[str], Any]:
-    return lambda dialect: column < after_seconds("seconds", dialect, -1)
+    return lambda dialect: column <= after_seconds("seconds", dialect, -1)
 
 
 def _pick(

@@ -20,6 +20,7 @@ from modules.conversation_store.query import fts5_query, question_terms, snippet
 from modules.conversation_store.records import SearchHit
 from modules.conversation_store.rows import MESSAGE_COLUMNS, to_message
 from modules.conversation_store.search_ddl import rebuild_ddl
+from modules.conversation_store.search_pending import complete, has_pending
 from modules.storage.columns import UtcDateTime
 from modules.storage.operations import Store, Transaction, read, write
 from modules.storage.statements import Row, Statement
@@ -206,23 +207,31 @@ MESSAGES_AT = Statement(
 
 @read
 async def find(
-    tx: Transaction, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]]
-) -> List[Row]:
-    """Run a search whose parameters were checked."""
+    tx: Transaction, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]], whole: bool
+) -> Optional[List[Row]]:
+    """Run a search whose parameters were checked; None: not while messages are pending that `whole` asks for."""
+    if whole and await has_pending(tx):
+        return None
     return await _run(tx, SEARCH_ONE if "conversation_id" in params else SEARCH_ALL, params, terms, roles)
 
 
 @read
 async def rank(
-    tx: Transaction, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]]
-) -> Dict[Place, float]:
-    """Return the scores of the same search, best first."""
+    tx: Transaction, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]], whole: bool
+) -> Optional[Dict[Place, float]]:
+    """Return the scores of the same search, best first; None as `find`."""
+    if whole and await has_pending(tx):
+        return None
     statement = RANK_ONE if "conversation_id" in params else RANK_ALL
     return {(row[0], row[1]): row[2] for row in await _run(tx, statement, params, terms, roles)}
 
 
 async def _run(
-    tx: Transaction, statement: Statement, params: Dict[str, Any], terms: List[str], roles: Optional[List[str]]
+    tx: Transaction,
+    statement: Statement,
+    params: Dict[str, Any],
+    terms: List[str],
+    roles: Optional[List[str]],
 ) -> List[Row]:
     one = "conversation_id" in params
     if tx.dialect == "sqlite":
@@ -328,7 +337,7 @@ class Search(Store):
             return await found.by_meaning(query, mode)
         if not terms:
             return SearchHits()
-        rows = await self._executor.run(find, params, terms, roles)
+        rows = await complete(self._executor, find, params, terms, roles)
         return SearchHits(_hit(row[:-1], row[-1], terms, snippet_characters) for row in rows)
 
     async def rebuild_search(self) -> None:
@@ -389,17 +398,23 @@ class _Found:
                 break
             asked = min(asked * 4, _MOST_ASKED)
         complete = nearest.is_complete and (len(hits) == wanted or nearest.is_all)
-        return SearchHits(hits, complete=complete, reason="" if complete else nearest.reason or _TOO_MANY_GONE)
+        return SearchHits(
+            hits, complete=complete, reason="" if complete else nearest.reason or _TOO_MANY_GONE
+        )
 
     async def _both(self, query: str) -> SearchHits:
         wanted = self._params["limit"]
         nearest = await self._nearest(query, _CANDIDATES)
         words: Mapping[Place, float] = {}
         if self._terms:
-            words = await self._executor.run(rank, {**self._params, "limit": _CANDIDATES}, self._terms, self._roles)
+            words = await complete(
+                self._executor, rank, {**self._params, "limit": _CANDIDATES}, self._terms, self._roles
+            )
         hits = await self._fetch(fuse(words, nearest.scores), wanted)
         complete = nearest.is_complete and (len(hits) == wanted or nearest.is_all)
-        return SearchHits(hits, complete=complete, reason="" if complete else nearest.reason or _TOO_MANY_GONE)
+        return SearchHits(
+            hits, complete=complete, reason="" if complete else nearest.reason or _TOO_MANY_GONE
+        )
 
     async def _fetch(self, ranking: Sequence[Tuple[Place, float]], wanted: int) -> List[SearchHit]:
         """Return the first `wanted` of a ranking that are messages still (the ranking may name others)."""

@@ -33,6 +33,7 @@ from modules.conversation_store.models import ConversationRow, MessageRow
 from modules.conversation_store.reading import stream
 from modules.conversation_store.records import Conversation, ImportResult, Message, NewMessage
 from modules.conversation_store.rows import CONVERSATION_COLUMNS, to_conversation
+from modules.conversation_store.search_pending import index_many
 from modules.storage.columns import UtcDateTime, utc_now
 from modules.storage.operations import Executor, Store, Transaction, read, write
 from modules.storage.statements import Statement
@@ -160,6 +161,7 @@ async def add_missing(
         if not keep_updated and created > updated:
             updated = created
     await tx.run_many(INSERT, rows)
+    await index_many(tx, len(rows))
     await tx.run(SET_COUNTER, **key, sequence=sequence, updated=updated)
     return len(rows)
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # Seconds between two rounds of each duty; the first round of all comes at start-up.
 _TURNS_EVERY_S = 30.0
 _SWEEP_EVERY_S = 60.0
+_INDEX_EVERY_S = 5.0
 _RETENTION_EVERY_S = 3600.0
 _SWEEP_BATCH = 1000
 
@@ -52,6 +53,8 @@ class Maintenance:
             ("turns", _TURNS_EVERY_S, self.recover_turns),
             ("sweep", _SWEEP_EVERY_S, self.sweep),
         ]
+        if self._executor.dialect == "sqlite":
+            duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
         if retention.conversation_days or retention.conversation_history_limit:
             duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
@@ -82,6 +85,12 @@ class Maintenance:
         from modules.conversation_store.maintenance import ConversationMaintenance
 
         return await ConversationMaintenance(self._executor).recover_turns()
+
+    async def index_messages(self) -> int:
+        """Put new messages into SQLite's full-text index, of every tenant; return how many there were."""
+        from modules.conversation_store.maintenance import ConversationMaintenance
+
+        return await ConversationMaintenance(self._executor).index_pending()
 
     async def sweep(self) -> int:
         """Remove expired keys, of every tenant; return how many there were."""

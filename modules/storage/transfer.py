@@ -11,7 +11,7 @@ import binascii
 import os
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 from modules.conversation_store.errors import ConversationArchivedError, ConversationNotFoundError
 from modules.conversation_store.records import NewMessage
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["ExportReport", "ImportReport", "OnBad", "OnProgress", "export_tenant", "import_file"]
 
 _KEYS_TOGETHER = 100
+# Conversations that are stored at once, and how many messages they may have together: they are held in memory.
+_CONVERSATIONS_TOGETHER = 16
+_MESSAGES_TOGETHER = 2000
 _BAD_KEPT = 1000
 # What the storage refuses for what it is: the record is left out, the rest goes on.
 _REFUSED = (InvalidValueError, ConversationArchivedError, ConversationNotFoundError)
@@ -115,6 +118,7 @@ async def import_file(
             await importer.own_export()
         else:
             await importer.foreign()
+    await storage.maintenance.index_messages()
     return importer.report
 
 
@@ -137,14 +141,38 @@ class _Importer:
         self._on_bad = on_bad
 
     async def foreign(self) -> None:
-        """Import conversations of any foreign shape."""
+        """Import conversations of any foreign shape, several at once: on SQLite they share the writer's commits."""
+        together: Dict[object, Tuple[RawRecord, ImportedConversation]] = {}
+        held = 0
         for record, item in self._file.conversations():
             if isinstance(item, BadRecord):
                 self._bad(item)
                 continue
-            messages = (_new_message(message) for message in item.messages)
-            await self._conversation(record, _header_of(item), messages)
+            if item.id in together:
+                await self._side_by_side(together)
+                together, held = {}, 0
+            together[object() if item.id is None else item.id] = (record, item)
+            held += len(item.messages)
+            if len(together) >= _CONVERSATIONS_TOGETHER or held >= _MESSAGES_TOGETHER:
+                await self._side_by_side(together)
+                together, held = {}, 0
+        await self._side_by_side(together)
         self._tell()
+
+    async def _side_by_side(self, together: Mapping[object, Tuple[RawRecord, ImportedConversation]]) -> None:
+        """Import different conversations; the first error that is no refusal is raised when all have ended."""
+        outcomes = await asyncio.gather(
+            *[
+                self._conversation(
+                    record, _header_of(item), (_new_message(message) for message in item.messages)
+                )
+                for record, item in together.values()
+            ],
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def own_export(self) -> None:
         """Import what `export_tenant` wrote."""

@@ -19,7 +19,12 @@ __all__ = ["OUR_PREFIX", "differences"]
 OUR_PREFIX = "atlas_"
 
 # Made by SQL of our own and not modelled: see `DIALECT_DDL` of the stores, and `pgvector_schema` (its tables are many).
-_UNMODELLED_TABLES = ("atlas_messages_search", "atlas_search_numbers", "atlas_pgvector")
+_UNMODELLED_TABLES = (
+    "atlas_messages_search",
+    "atlas_pgvector",
+    "atlas_search_numbers",
+    "atlas_search_pending",
+)
 _UNMODELLED_PARTS = frozenset(
     (("atlas_messages", "search_vector"), ("atlas_messages", "ix_atlas_messages_search"))
 )
