@@ -20,7 +20,7 @@ from modules.conversation_store.query import fts5_query, question_terms, snippet
 from modules.conversation_store.records import SearchHit
 from modules.conversation_store.rows import MESSAGE_COLUMNS, to_message
 from modules.conversation_store.search_ddl import rebuild_ddl
-from modules.conversation_store.search_pending import complete, has_pending
+from modules.conversation_store.search_pending import has_pending, search_everything
 from modules.storage.columns import UtcDateTime
 from modules.storage.operations import Store, Transaction, read, write
 from modules.storage.statements import Row, Statement
@@ -337,7 +337,7 @@ class Search(Store):
             return await found.by_meaning(query, mode)
         if not terms:
             return SearchHits()
-        rows = await complete(self._executor, find, params, terms, roles)
+        rows = await search_everything(self._executor, find, params, terms, roles)
         return SearchHits(_hit(row[:-1], row[-1], terms, snippet_characters) for row in rows)
 
     async def rebuild_search(self) -> None:
@@ -407,7 +407,7 @@ class _Found:
         nearest = await self._nearest(query, _CANDIDATES)
         words: Mapping[Place, float] = {}
         if self._terms:
-            words = await complete(
+            words = await search_everything(
                 self._executor, rank, {**self._params, "limit": _CANDIDATES}, self._terms, self._roles
             )
         hits = await self._fetch(fuse(words, nearest.scores), wanted)

@@ -14,7 +14,7 @@ from modules.storage.operations import Executor, Operation, Transaction, write
 from modules.storage.statements import Statement
 from modules.store_common.errors import StatementError
 
-__all__ = ["complete", "has_pending", "index_all_pending", "index_many", "index_pending"]
+__all__ = ["has_pending", "index_all_pending", "index_many", "index_pending", "search_everything"]
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ async def index_all_pending(executor: Executor) -> int:
             return total
 
 
-async def complete(executor: Executor, search: Operation[Any, Optional[T]], *args: Any) -> T:
+async def search_everything(executor: Executor, search: Operation[Any, Optional[T]], *args: Any) -> T:
     """Run a search over everything that was written before this call.
 
     Args:
