@@ -8,5 +8,6 @@ status.py         health, doctor
 data.py           import, export, prune, backup
 conversations.py  conversations list, conversations show, search
 kv.py             kv get, set, delete, list, incr
+vectors.py        vectors list, info, search, rebuild, recall
 demo.py           demo
 """
