@@ -62,7 +62,7 @@ async def index_all_pending(executor: Executor) -> int:
             return total
 
 
-async def search_everything(executor: Executor, search: Operation[Any, Optional[T]], *args: Any) -> T:
+async def search_everything(executor: Executor, search: Operation[..., Optional[T]], *args: Any) -> T:
     """Run a search over everything that was written before this call.
 
     Args:
