@@ -275,6 +275,11 @@ async def test_writers_of_one_id_leave_one_whole_document(embedded: ChromaProvid
     (found,) = await embedded.get("crowd", ["same"])
     n = int(list(found.vector)[1])
     assert (found.content, dict(found.metadata)) == (f"text {n}", {f"k{n}": n})
+    handle = await embedded._space.handle("default", embedded._specs["default", "crowd"])
+    raw = (await embedded._link.run("ask", handle.get))["metadatas"][0]
+    assert {key for key in raw if key.startswith(("e:", "n:"))} == {f"e:k{n}", f"n:k{n}"}, (
+        "old fields are left"
+    )
     for other in range(1, 15):
         assert await embedded.count("crowd", filter={f"k{other}": other}) == int(other == n)
 
@@ -334,3 +339,31 @@ async def test_a_database_that_the_server_does_not_have(server: ChromaServer) ->
     with pytest.raises(VectorCollectionError, match="no database 'nowhere'"):
         await provider.initialize()
     assert not provider.is_initialized
+
+
+async def _check_numbers(provider: ChromaProvider) -> None:
+    made = np.random.default_rng(4)
+    numbers = (made.normal(size=60) * 10.0 ** made.integers(-300, 300, 60)).tolist()
+    numbers += [0.1, 2.0**53, 1e308, 5e-324, -1.5]
+    await provider.create_collection("numbers", 2)
+    await provider.upsert(
+        "numbers", [VectorDocument(f"d{n}", [1, n], None, {"v": v}) for n, v in enumerate(numbers)]
+    )
+    for n, value in enumerate(numbers):
+        for condition in (value, {"$gte": value, "$lte": value}):
+            (hit,) = await provider.search("numbers", [1, 1], filter={"v": condition})
+            assert hit.document.id == f"d{n}"
+            assert await provider.count("numbers", filter={"v": condition}) == 1
+        assert await provider.count("numbers", filter={"v": {"$gt": value, "$lte": value}}) == 0
+
+
+async def test_numbers_are_found_though_chroma_reads_them_inexactly(
+    embedded: ChromaProvider, server: ChromaServer
+) -> None:
+    await _check_numbers(embedded)
+    remote = ChromaProvider(host="127.0.0.1", port=server.port, chroma_database=server.make_database())
+    await remote.initialize()
+    try:
+        await _check_numbers(remote)
+    finally:
+        await remote.shutdown()

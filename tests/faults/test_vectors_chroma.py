@@ -16,13 +16,13 @@ from typing import Any, AsyncIterator, Callable, Dict, List, Tuple
 import numpy as np
 import pytest
 import pytest_asyncio
+from numpy.typing import NDArray
 
 pytest.importorskip("chromadb", minversion="1", reason="the package chromadb is not installed")
 
 from modules.storage.vectors.chroma import ChromaProvider
 from modules.storage.vectors.errors import VectorCollectionError, VectorStoreError, VectorUnavailableError
 from modules.storage.vectors.models import VectorDocument
-from modules.storage.vectors.testing_base import vectors_of
 from modules.store_common.deadlines import deadline
 from modules.store_common.errors import OverloadedError
 from tests.support.chroma import ChromaServer
@@ -31,6 +31,11 @@ from tests.support.chroma import ChromaServer
 _ROWS = 120
 _OPTIONS = {"sync_threshold": 50}
 _INDEX_FILES = ["header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle"]
+
+
+def vectors_of(count: int, dimension: int, seed: int = 1) -> NDArray[np.float32]:
+    made: NDArray[np.float32] = np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+    return made
 
 
 def _documents(count: int = _ROWS) -> List[VectorDocument]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import importlib
 import inspect
 import logging
 import time
@@ -152,11 +151,13 @@ def _load() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            for room in ("config", "errors", "api.async_client"):
-                importlib.import_module(f"chromadb.{room}")
-            return importlib.import_module("chromadb")
+            import chromadb
+            import chromadb.api.async_client
+            import chromadb.config
+            import chromadb.errors
         except ImportError as exc:
             raise MissingDependencyError("chromadb", "chroma") from exc
+    return chromadb
 
 
 def _settings(chromadb: Any, **values: Any) -> Any:

@@ -25,7 +25,17 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from modules.storage.vectors.filters import All, AnyOf, Comparison, Filter, Membership, Not, Scalar
 
-__all__ = ["MAX_FIELDS", "OVERFLOW", "Both", "Either", "Leaf", "Plan", "candidate_plan", "flat_fields"]
+__all__ = [
+    "MAX_FIELDS",
+    "OVERFLOW",
+    "Both",
+    "Either",
+    "Leaf",
+    "Plan",
+    "Where",
+    "candidate_plan",
+    "flat_fields",
+]
 
 Where = Dict[str, Any]
 

@@ -34,7 +34,7 @@ _SPACES = {
 #: Rows read at once; SQLite takes 32,766 parameters, and a row has its vector with it.
 CHUNK_ROWS = 1000
 #: A set of candidates that is not worth making smaller.
-ENOUGH_ROWS = 100
+_ENOUGH_ROWS = 100
 _PAGE = 100
 
 
@@ -247,7 +247,7 @@ class Space:
         if isinstance(plan, Both):
             found = await self._find(handle, plan.parts[0])
             for part in plan.parts[1:]:
-                if len(found) <= ENOUGH_ROWS:
+                if len(found) <= _ENOUGH_ROWS:
                     # reading these few is cheaper than another condition
                     break
                 found &= await self._find(handle, part)
