@@ -1,4 +1,4 @@
-"""`storage.vectors` and `uow.vectors`: the configured provider, when it is loaded and opened, how it fails and ends."""
+"""`storage.vectors`: the configured provider, when it is loaded and opened, how it fails and ends."""
 
 from __future__ import annotations
 
@@ -28,30 +28,9 @@ from modules.store_common.errors import (
     InvalidValueError,
     NotConfiguredError,
     NotInitializedError,
-    StorageError,
     TenantContextError,
 )
 from modules.store_common.tenancy import tenant_context
-
-
-async def _message(stores: Any, content: str) -> None:
-    await stores.conversations.add_message("c", role="user", content=content)
-
-
-async def _state(storage: Any) -> Any:
-    page = await storage.conversations.fetch_messages("c")
-    found = await storage.vectors.search("docs", [1.0, 0.0], top_k=100)
-    return [message.content for message in page], sorted(hit.document.id for hit in found)
-
-
-@pytest.fixture
-async def filled(storage: Any) -> Any:
-    await storage.conversations.create_conversation(conversation_id="c")
-    await storage.vectors.create_collection("docs", 2)
-    await storage.vectors.upsert("docs", [VectorDocument("before", [1.0, 0.0])])
-    await _message(storage, "before")
-    return storage
-
 
 # --- made and opened ----------------------------------------------------------------------------------------------
 
@@ -164,96 +143,6 @@ async def test_tenancy_holds(storage: Any, migrated_settings: Any, backend: str)
     async with storage.unit_of_work() as uow:
         with pytest.raises(TenantContextError):
             await uow.vectors.list_collections()
-
-
-# --- unit of work -------------------------------------------------------------------------------------------------
-
-
-async def test_messages_and_vectors_commit_together(filled: Any) -> None:
-    async with filled.unit_of_work() as uow:
-        await _message(uow, "kept")
-        await uow.vectors.upsert("docs", [VectorDocument("kept", [0.0, 1.0])])
-        inside = await uow.vectors.search("docs", [0.0, 1.0])
-        assert [hit.document.id for hit in inside] == ["kept", "before"]
-    messages, documents = await _state(filled)
-    assert len(messages) == 2
-    assert documents == ["before", "kept"]
-
-
-@pytest.mark.parametrize("ending", ["error", "rollback", "cancelled", "deadline"])
-async def test_messages_and_vectors_vanish_together(filled: Any, ending: str) -> None:
-    before = await _state(filled)
-    wrote = asyncio.Event()
-
-    async def work() -> None:
-        async with filled.unit_of_work(timeout=0.3 if ending == "deadline" else 30) as uow:
-            await _message(uow, "undone")
-            await uow.vectors.upsert("docs", [VectorDocument("undone", [0.0, 1.0])])
-            await uow.vectors.delete("docs", ["before"])
-            await uow.vectors.create_collection("undone", 3)
-            wrote.set()
-            if ending == "error":
-                raise LookupError("changed my mind")
-            if ending == "rollback":
-                await uow.rollback()
-                return
-            while ending == "deadline":
-                await uow.kv.get("n", "k")
-            await asyncio.Event().wait()
-
-    task = asyncio.ensure_future(work())
-    await asyncio.wait_for(wrote.wait(), 10)
-    if ending == "cancelled":
-        task.cancel()
-    await asyncio.wait({task}, timeout=10)
-    assert task.done()
-    assert (task.cancelled() or task.exception() is not None) == (ending != "rollback")
-    assert await _state(filled) == before
-    assert await filled.vectors.get_collection("undone") is None
-
-
-async def test_the_first_use_may_be_inside_a_unit(storage: Any) -> None:
-    await storage.conversations.create_conversation(conversation_id="c")
-    async with storage.unit_of_work() as uow:
-        await _message(uow, "kept")
-        await uow.vectors.create_collection("docs", 2)
-        await uow.vectors.upsert("docs", [VectorDocument("kept", [1.0, 0.0])])
-    messages, documents = await _state(storage)
-    assert (len(messages), documents) == (1, ["kept"])
-    with pytest.raises(StorageError):
-        await uow.vectors.count("docs")
-
-
-async def test_a_unit_undone_after_a_search_leaves_no_trace_in_the_matrix(filled: Any) -> None:
-    await _state(filled)
-    for attempt in range(3):
-        with pytest.raises(LookupError):
-            async with filled.unit_of_work() as uow:
-                await uow.vectors.upsert("docs", [VectorDocument(f"undone{attempt}", [1.0, 0.0])])
-                raise LookupError
-        async with filled.unit_of_work() as uow:
-            await uow.vectors.upsert("docs", [VectorDocument(f"kept{attempt}", [1.0, 0.0])])
-    assert (await _state(filled))[1] == ["before", "kept0", "kept1", "kept2"]
-
-
-async def test_stores_outside_of_the_database_cannot_join(storage: Any, backend: str) -> None:
-    storage.add_vector_store("in_memory", default=True)
-    assert storage.vectors.name == "in_memory"
-    async with storage.unit_of_work() as uow:
-        with pytest.raises(NotConfiguredError, match=r"in_memory .* outbox"):
-            _ = uow.vectors
-        await uow.kv.set("n", "k", 1)
-    assert await storage.kv.get("n", "k") == 1, "the refusal does the unit no harm"
-
-
-async def test_a_store_of_another_database_cannot_join(filled: Any, tmp_path: Path) -> None:
-    """Its class could join a transaction, but not this one: the documents would land in the wrong database."""
-    async with StorageManager({"sql": {"path": str(tmp_path / "other.sqlite3")}}) as other:
-        filled.vector_registry.register_instance("other", other.vectors, default=True)
-        async with filled.unit_of_work() as uow:
-            with pytest.raises(NotConfiguredError, match="registered from outside"):
-                _ = uow.vectors
-        await filled.shutdown()
 
 
 # --- settings and errors ------------------------------------------------------------------------------------------
@@ -448,117 +337,3 @@ async def test_a_server_without_pgvector(databases: Any, postgres: Any, asked_fo
         async with storage.unit_of_work() as uow:
             await uow.kv.set("n", "k", 1)
         assert await storage.kv.get("n", "k") == 1
-
-
-# --- the other providers, through the manager ---------------------------------------------------------------------
-
-
-async def _round_trip(storage: StorageManager) -> None:
-    await storage.vectors.create_collection("docs", 4)
-    await storage.vectors.upsert(
-        "docs", [VectorDocument("a", [1.0, 0.0, 0.0, 0.0], metadata={"n": [1, None]})]
-    )
-    [found] = await storage.vectors.get("docs", ["a"])
-    assert found.metadata == {"n": [1, None]}
-    health = (await storage.health_check()).vector_store
-    assert health is not None
-    assert (health.status, health.details["opened"]) == (HealthStatus.HEALTHY, True)
-    async with storage.unit_of_work() as uow:
-        with pytest.raises(NotConfiguredError, match="outbox"):
-            _ = uow.vectors
-
-
-async def test_chroma_of_the_settings(tmp_path: Path) -> None:
-    pytest.importorskip("chromadb", reason="the package chromadb is not installed")
-    vectors = {"backend": "chroma", "chroma_persist_directory": str(tmp_path / "chroma")}
-    async with StorageManager({"sql": {"path": str(tmp_path / "x.db")}, "vectors": vectors}) as storage:
-        assert not (tmp_path / "chroma").exists()
-        await _round_trip(storage)
-
-
-async def test_pinecone_of_the_settings(tmp_path: Path) -> None:
-    pytest.importorskip(
-        "pinecone", minversion="10", reason="the package pinecone (10 or later) is not installed"
-    )
-    pytest.importorskip("aiohttp", reason="the package aiohttp, for the emulator, is not installed")
-    from tests.emulators.pinecone import PineconeEmulator
-
-    async with PineconeEmulator() as emulator:
-        vectors = {
-            "backend": "none",
-            "pinecone_api_key": emulator.api_key,
-            "pinecone_index_name": "mine",
-            "pinecone_environment": "eu-west-1",
-            "embedding_dimension": 4,
-        }
-        async with StorageManager({"sql": {"path": str(tmp_path / "x.db")}, "vectors": vectors}) as storage:
-            storage.add_vector_store("pinecone", options={"host": emulator.host, "wait_for_visibility": True})
-            assert storage.vectors.name == "pinecone"
-            await storage.vectors.create_collection("docs", 4)
-            await storage.vectors.upsert(
-                "docs", [VectorDocument("a", [1.0, 0.0, 0.0, 0.0], metadata={"n": [1]})]
-            )
-            assert (await storage.vectors.search("docs", [1.0, 0.0, 0.0, 0.0]))[0].document.id == "a"
-            assert await storage.vectors.health_check()
-    emulator.check()
-
-
-def test_what_the_settings_mean_to_each_provider() -> None:
-    from modules.storage.settings import StorageSettings
-    from modules.storage.vectors import factory
-    from modules.store_common.tenancy import TenantPolicy
-
-    settings = StorageSettings.from_dict(
-        {
-            "vectors": {
-                "embedding_dimension": 8,
-                "pinecone_api_key": "secret",
-                "pinecone_environment": "eu-west-1",
-                "pinecone_index_name": "mine",
-                "pinecone_namespace": "app",
-                "pinecone_metric": "dotproduct",
-                "chroma_host": "c1",
-                "chroma_port": 9,
-                "chroma_auth_token": "token",
-                "chroma_tenant": "t",
-                "chroma_database": "d",
-                "pgvector_index_type": "ivfflat",
-                "pgvector_lists": 7,
-                "pgvector_m": 50,
-            }
-        }
-    ).vectors
-    context = VectorContext(settings, TenantPolicy())
-    assert factory._pinecone(context) == {
-        "api_key": "secret",
-        "index_name": "mine",
-        "dimension": 8,
-        "metric": "dot_product",
-        "region": "eu-west-1",
-        "namespace": "app",
-    }
-    assert factory._chroma(context) == {
-        "persist_directory": ".atlas/chroma",
-        "host": "c1",
-        "port": 9,
-        "auth_token": "token",
-        "chroma_tenant": "t",
-        "chroma_database": "d",
-    }
-    with pytest.raises(NotConfiguredError, match="needs PostgreSQL"):
-        factory.make_vector_provider("pgvector", context)
-    with pytest.raises(NotConfiguredError, match="needs a SQLite database"):
-        factory.make_vector_provider("sqlite", context)
-    assert "secret" not in repr(context)
-    assert "token" not in repr(context).replace("chroma_auth_token", "")
-
-
-async def test_the_pgvector_options_of_the_settings(storage: Any, backend: str) -> None:
-    if backend != "postgresql":
-        pytest.skip("pgvector is PostgreSQL's")
-    await storage.shutdown()
-    storage.configure(vectors={"pgvector_index_type": "ivfflat", "pgvector_lists": 7, "pgvector_m": 50})
-    await storage.initialize()
-    made = await storage.vectors.create_collection("docs", 2)
-    assert made.index_type == "ivfflat"
-    assert storage.vectors._defaults.ef_construction == 100
