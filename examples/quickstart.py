@@ -1,5 +1,7 @@
 """The example of the README: run it as it is; it makes ./.atlas/ and needs no server."""
 
+from __future__ import annotations
+
 import asyncio
 
 from modules.storage import StorageManager

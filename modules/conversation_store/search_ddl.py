@@ -165,4 +165,7 @@ SQLITE_INDEX_PENDING = (
     "CROSS JOIN atlas_messages m ON m.tenant_id = n.tenant_id AND m.conversation_id = n.conversation_id "
     "AND m.sequence = (p.id & 2147483647)"
 )
-SQLITE_FORGET_PENDING = "DELETE FROM atlas_search_pending WHERE id IN (SELECT id FROM atlas_search_pending ORDER BY id LIMIT :limit)"
+SQLITE_FORGET_PENDING = (
+    "DELETE FROM atlas_search_pending "
+    "WHERE id IN (SELECT id FROM atlas_search_pending ORDER BY id LIMIT :limit)"
+)

@@ -23,7 +23,9 @@ OUTSIDE_THE_ROWS = {
 }
 
 # The rows that may import the face `modules.storage`: callers, and what the face itself hands out.
-MAY_USE_THE_FACE = re.compile(r"(ATLAS|modules\.Server|modules\.orchestration|modules\.storage\.(cli|commands))(\..*)?$")
+MAY_USE_THE_FACE = re.compile(
+    r"(ATLAS|modules\.Server|modules\.orchestration|modules\.storage\.(cli|commands))(\..*)?$"
+)
 
 
 def _contracts() -> configparser.ConfigParser:

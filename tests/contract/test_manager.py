@@ -229,9 +229,11 @@ async def test_a_directory_without_permission(tmp_path: Path, child_environment:
         "import asyncio, os, sys\n"
         "from modules.storage.manager import StorageManager\n"
         "import modules.storage.backends.sqlite_executor, modules.storage.migrations\n"
-        "if os.geteuid() == 0: os.setuid(65534)\n"
         "from modules.store_common.errors import UnavailableError, PermissionDeniedError\n"
         "async def main():\n"
+        # everything that is loaded at first use is loaded before root is given up: nobody may not read the packages
+        "    async with StorageManager({'sql': {'path': ':memory:'}}): pass\n"
+        "    if os.geteuid() == 0: os.setuid(65534)\n"
         "    for name in ('db.sqlite3', 'new/db.sqlite3'):\n"
         "        manager = StorageManager({'sql': {'path': os.path.join(sys.argv[1], name)}})\n"
         "        try:\n"

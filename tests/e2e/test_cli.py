@@ -269,7 +269,7 @@ def test_ctrl_c_ends_cleanly(cli: Any, number: int) -> None:
         writer.write(b'{"id": "first", "messages": [{"role": "user", "content": "kept"}]}\n{"id": "second",')
         _wait_until_read(pipe, child)
         child.send_signal(number)
-        output, errors = child.communicate(timeout=30)
+        output, errors = child.communicate(timeout=90)
 
     assert child.returncode == 130, errors
     assert (output, errors) == (b"", b"interrupted\n")

@@ -73,10 +73,7 @@ async def test_a_restart_under_load(own_server: Any, leaks: Any, how: str) -> No
             await asyncio.sleep(0.4)
             before = len(load.calls)
             if how == "disconnect-all":
-                await asyncio.to_thread(
-                    own_server.sql,
-                    f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
-                )
+                await asyncio.to_thread(_disconnect_all, own_server, database)
             else:
                 await asyncio.to_thread(
                     own_server.cluster.stop if how == "restart" else own_server.cluster.kill
@@ -105,6 +102,17 @@ async def test_a_restart_under_load(own_server: Any, leaks: Any, how: str) -> No
     assert broken >= 1, "no call met the fault"
     assert kept["set"] >= load.acknowledged["set"]
     assert kept["append"] >= load.acknowledged["append"]
+
+
+def _disconnect_all(own_server: Any, database: str) -> None:
+    """End every connection to `database`, and return when the server has done so: the signal alone is not the end."""
+    of_database = f"FROM pg_stat_activity WHERE datname = '{database}'"
+    rows = own_server.sql(f"SELECT pid, pg_terminate_backend(pid) {of_database}")
+    pids = ", ".join(str(row[0]) for row in rows)
+    give_up = time.monotonic() + 10
+    while own_server.sql(f"SELECT 1 {of_database} AND pid IN ({pids})"):
+        assert time.monotonic() < give_up, "the server did not end its connections"
+        time.sleep(0.005)
 
 
 async def _all_keys(manager: StorageManager) -> List[str]:

@@ -113,9 +113,14 @@ class Cluster:
             found = postgres_binaries()
             closed = [p for p in (found, *found.parents) if not p.stat().st_mode & 0o001]
             if closed and self._credentials:
+                # the programs look for their libraries beside the package, three directories up from themselves
+                package = found.parent.parent
                 copy = self.directory / "postgresql"
-                shutil.copytree(found.parent, copy, symlinks=True)
-                found = copy / found.name
+                shutil.copytree(found.parent, copy / package.name / found.parent.name, symlinks=True)
+                libraries = package.with_name(f"{package.name}.libs")
+                if libraries.is_dir():
+                    shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+                found = copy / package.name / found.parent.name / found.name
             self._binaries = found
         return self._binaries
 
