@@ -21,6 +21,7 @@ from typing import (
 )
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modules.storage.opening import run_in_thread
 from modules.storage.vectors.checks import (
@@ -334,7 +335,7 @@ class VectorProvider(ProviderLifecycle):
     async def search_many(
         self,
         collection: str,
-        query_vectors: Sequence[Vector],
+        query_vectors: Union[Sequence[Vector], NDArray[Any]],
         *,
         top_k: int = 10,
         namespace: Optional[str] = None,

@@ -136,12 +136,14 @@ class SQLiteVectorProvider(VectorProvider):
         metadata = encode_json(dict(spec.metadata), "the collection's metadata")
         created = await self._executor.run(
             operations.create_collection,
-            tenant=tenant_id,
-            name=spec.name,
-            collection=number,
-            dimension=spec.dimension,
-            metric=spec.metric.value,
-            metadata=metadata,
+            {
+                "tenant": tenant_id,
+                "name": spec.name,
+                "collection": number,
+                "dimension": spec.dimension,
+                "metric": spec.metric.value,
+                "metadata": metadata,
+            },
         )
         if not created:
             raise VectorCollectionError(f"the vector collection {spec.name!r} exists already")

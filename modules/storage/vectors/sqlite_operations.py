@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import orjson
@@ -149,7 +149,7 @@ async def ping(tx: Transaction) -> None:
 
 
 @write
-async def create_collection(tx: Transaction, **params: Any) -> bool:
+async def create_collection(tx: Transaction, params: Mapping[str, Any]) -> bool:
     """Create a collection; False when the name is taken."""
     return await tx.first(CREATE, **params) is not None
 

@@ -7,6 +7,7 @@ because its documents change all the time says that it is incomplete.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable, Coroutine, Dict, List, Optional, Sequence, TypeVar
 
 import numpy as np
@@ -129,7 +130,7 @@ class Search:
             return False
         since = delta.since
         while not delta.is_whole:
-            await self._work(lambda part=delta: matrix.add(part))
+            await self._work(partial(matrix.add, delta))
             delta = await self._chunk(since, int(delta.changes[-1]), delta.ids[-1])
             if delta.must_reload:
                 self._cache.drop(self._place)
@@ -149,7 +150,7 @@ class Search:
         since = view.until
         delta = await self._chunk(since, 0, "")
         while not delta.is_whole and not delta.must_reload:
-            await self._work(lambda part=delta: matrix.add(part))
+            await self._work(partial(matrix.add, delta))
             delta = await self._chunk(since, int(delta.changes[-1]), delta.ids[-1])
         if delta.must_reload:
             fresh = await self._executor.run(operations.look, self._place, self._spec.dimension, None, None)

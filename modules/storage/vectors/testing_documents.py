@@ -164,7 +164,7 @@ class DocumentContract(ContractBase):
     async def test_vectors_of_every_kind_come_back_as_float32(self, provider: VectorProvider) -> None:
         name = await self.collection(provider, dimension=3)
         given_vectors: List[Any] = [
-            [1, 2, 3], (1.5, 2, 3), np.array([1, 2, 3]), np.array([0.1, 0.2, 0.3]), np.float32([0.1, 0.2, 0.3]),
+            [1, 2, 3], (1.5, 2, 3), np.array([1, 2, 3]), np.array([0.1, 0.2, 0.3]), np.array([0.1, 0.2, 0.3], dtype=np.float32),
             np.arange(6, dtype=np.float64)[1::2], np.array([1, 2, 3], dtype=">f4"), [1e-7, 2.5e7, -3.25],
         ]  # fmt: skip
         await provider.upsert(

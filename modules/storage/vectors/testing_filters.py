@@ -190,9 +190,10 @@ class FilterContract(ContractBase):
             ):
                 with pytest.raises(VectorFilterError):
                     await call(given)
-        for nothing in (None, {}):
+        nothings: List[Any] = [None, {}]
+        for nothing in nothings:
             with pytest.raises(VectorFilterError):
-                await provider.delete_where(name, nothing)  # type: ignore[arg-type]
+                await provider.delete_where(name, nothing)
         assert await provider.count(name) == 1
 
     async def test_fuzzed_filter_keys(self, provider: VectorProvider) -> None:

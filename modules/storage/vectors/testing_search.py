@@ -74,7 +74,7 @@ class SearchContract(ContractBase):
     async def test_an_empty_collection_gives_nothing_and_is_complete(self, provider: VectorProvider) -> None:
         name = await self.collection(provider)
         for arguments in ({}, {"filter": {"a": 1}}, {"namespace": "elsewhere"}):
-            results = await provider.search(name, [1, 2, 3, 4], **arguments)  # type: ignore[arg-type]
+            results = await provider.search(name, [1, 2, 3, 4], **arguments)
             assert (list(results), results.complete, results.reason) == ([], True, "")
         assert await provider.search_many(name, []) == []
 
@@ -130,10 +130,10 @@ class SearchContract(ContractBase):
         await self.fill(provider, name, {f"d{n:03d}": {"n": n} for n in range(120)}, dimension=8)
         queries = vectors_of(9, 8, seed=6)
         for arguments in ({"top_k": 5}, {"top_k": 7, "filter": {"n": {"$lt": 50}}, "include_vectors": True}):
-            together = await provider.search_many(name, queries, **arguments)  # type: ignore[arg-type]
+            together = await provider.search_many(name, queries, **arguments)
             assert len(together) == len(queries)
             for query, results in zip(queries, together):
-                alone = await provider.search(name, query, **arguments)  # type: ignore[arg-type]
+                alone = await provider.search(name, query, **arguments)
                 assert [hit.document.id for hit in results] == [hit.document.id for hit in alone]
                 assert [hit.score for hit in results] == pytest.approx([hit.score for hit in alone], abs=1e-5)
                 assert results.complete == alone.complete
