@@ -10,15 +10,30 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
-from sqlalchemy import BigInteger, Double, String, Text, bindparam, literal_column, text
-from sqlalchemy.dialects.postgresql import ARRAY
-
-from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_DDL
-from modules.conversation_store.models import MessageRow
-from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
-from modules.storage.columns import FreeText, UtcDateTime
+from modules.conversation_store.backlog_statements import (
+    ANY_INDEX,
+    CLAIM,
+    DIRTY,
+    DONE,
+    DROPS,
+    FILL,
+    FILL_LAST,
+    FILLED,
+    FORGET_INDEX,
+    FORGET_ROWS,
+    INDEX,
+    LOCK,
+    PENDING_ALL,
+    PENDING_ONE,
+    POSTPONE,
+    PROGRESS,
+    REGISTER,
+    RELEASE,
+    TEXTS,
+    TRIGGERS,
+    TRIGGERS_THERE,
+)
 from modules.storage.operations import Transaction, read, write
-from modules.storage.statements import Statement
 from modules.store_common.values import encode_json
 
 __all__ = [
@@ -77,266 +92,6 @@ class MessageText:
     words: str
 
 
-_NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
-_KEY = "collection, tenant_id, conversation_id, sequence"
-_NAME = bindparam("collection", type_=String())
-_KEY_COLUMNS = {"tenant_id": String, "conversation_id": String, "sequence": BigInteger}
-
-_TRIGGERS_THERE = Statement(
-    sqlite=text("SELECT 1 AS n FROM sqlite_master WHERE type = 'trigger' AND name = 'atlas_embedding_add'").columns(
-        n=BigInteger
-    ),
-    postgresql=text(
-        "SELECT 1 AS n FROM pg_trigger WHERE tgrelid = 'atlas_messages'::regclass AND tgname = 'atlas_embedding_add'"
-    ).columns(n=BigInteger),
-)
-_TRIGGERS = {name: [Statement(text(sql)) for sql in texts] for name, texts in TRIGGER_DDL.items()}
-_DROPS = {name: [Statement(text(sql)) for sql in texts] for name, texts in TRIGGER_DROP_DDL.items()}
-# Who appended before the index was there must have committed before the old messages are gone through.
-_LOCK = Statement(postgresql=text("LOCK TABLE atlas_messages IN SHARE ROW EXCLUSIVE MODE"))
-
-_INDEX = Statement(
-    text(
-        "SELECT filled, filled_tenant_id, filled_conversation_id, filled_sequence FROM atlas_embedding_indexes"
-        " WHERE collection = :collection"
-    )
-    .bindparams(_NAME)
-    .columns(filled=BigInteger, tenant_id=String, conversation_id=String, sequence=BigInteger)
-)
-_ADD_INDEX = (
-    "INSERT INTO atlas_embedding_indexes"
-    " (collection, filled, filled_tenant_id, filled_conversation_id, filled_sequence, created_at)"
-    " VALUES (:collection, 0, '', '', 0, {now}) ON CONFLICT (collection) DO NOTHING"
-)
-_REGISTER = Statement(
-    sqlite=text(_ADD_INDEX.format(now=_NOW_SQLITE)).bindparams(_NAME),
-    postgresql=text(_ADD_INDEX.format(now="statement_timestamp()")).bindparams(_NAME),
-)
-_FORGET_INDEX = Statement(
-    text("DELETE FROM atlas_embedding_indexes WHERE collection = :collection").bindparams(_NAME)
-)
-_FORGET_ROWS = Statement(
-    text("DELETE FROM atlas_embedding_backlog WHERE collection = :collection").bindparams(_NAME)
-)
-_ANY_INDEX = Statement(text("SELECT 1 AS n FROM atlas_embedding_indexes LIMIT 1").columns(n=BigInteger))
-_FILLED = Statement(
-    text(
-        "UPDATE atlas_embedding_indexes SET filled = :filled, filled_tenant_id = :tenant_id,"
-        " filled_conversation_id = :conversation_id, filled_sequence = :sequence WHERE collection = :collection"
-    ).bindparams(
-        _NAME,
-        bindparam("filled", type_=BigInteger),
-        bindparam("tenant_id", type_=String()),
-        bindparam("conversation_id", type_=String()),
-        bindparam("sequence", type_=BigInteger),
-    )
-)
-_FILL_LAST = Statement(
-    text(
-        "SELECT tenant_id, conversation_id, sequence FROM (SELECT tenant_id, conversation_id, sequence"
-        " FROM atlas_messages WHERE (tenant_id, conversation_id, sequence) > (:tenant_id, :conversation_id, :sequence)"
-        " ORDER BY tenant_id, conversation_id, sequence LIMIT :limit) AS following"
-        " ORDER BY tenant_id DESC, conversation_id DESC, sequence DESC LIMIT 1"
-    )
-    .bindparams(
-        bindparam("tenant_id", type_=String()),
-        bindparam("conversation_id", type_=String()),
-        bindparam("sequence", type_=BigInteger),
-        bindparam("limit", type_=BigInteger),
-    )
-    .columns(**_KEY_COLUMNS)
-)
-_FILL = Statement(
-    text(
-        f"INSERT INTO atlas_embedding_backlog ({_KEY}, mark, attempts)"
-        " SELECT :collection, tenant_id, conversation_id, sequence, 1, 0 FROM atlas_messages"
-        " WHERE (tenant_id, conversation_id, sequence) > (:tenant_id, :conversation_id, :sequence)"
-        " AND (tenant_id, conversation_id, sequence) <= (:last_tenant_id, :last_conversation_id, :last_sequence)"
-        " AND deleted_at IS NULL AND status <> 'streaming'"
-        " ORDER BY tenant_id, conversation_id, sequence"
-        f" ON CONFLICT ({_KEY}) DO NOTHING"
-    ).bindparams(
-        _NAME,
-        *[
-            bindparam(f"{prefix}{name}", type_=kind())
-            for prefix in ("", "last_")
-            for name, kind in _KEY_COLUMNS.items()
-        ],
-    )
-)
-
-_UPDATE_CLAIM = "UPDATE atlas_embedding_backlog SET claimed_by = :claim, claimed_until = "
-_TAKEN = " RETURNING tenant_id, conversation_id, sequence, mark"
-_FREE = " WHERE collection = :collection AND (claimed_until IS NULL OR claimed_until <= {now}) ORDER BY tenant_id, conversation_id, sequence LIMIT :limit"
-_CLAIM_BINDS = (
-    _NAME,
-    bindparam("claim", type_=String()),
-    bindparam("seconds", type_=Double()),
-    bindparam("limit", type_=BigInteger),
-)
-_CLAIM = Statement(
-    sqlite=text(
-        _UPDATE_CLAIM
-        + _NOW_SQLITE
-        + f" + CAST(:seconds * 1000000 AS INTEGER) WHERE ({_KEY}) IN (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now=_NOW_SQLITE)
-        + ")"
-        + _TAKEN
-    )
-    .bindparams(*_CLAIM_BINDS)
-    .columns(**_KEY_COLUMNS, mark=BigInteger),
-    postgresql=text(
-        f"WITH free AS MATERIALIZED (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now="statement_timestamp()")
-        + " FOR UPDATE SKIP LOCKED) "
-        + _UPDATE_CLAIM
-        + f"statement_timestamp() + make_interval(secs => :seconds) WHERE ({_KEY}) IN (SELECT {_KEY} FROM free)"
-        + _TAKEN
-    )
-    .bindparams(*_CLAIM_BINDS)
-    .columns(**_KEY_COLUMNS, mark=BigInteger),
-)
-
-# Many keys as one parameter: JSON [[tenant, conversation, sequence, mark], ...] on SQLite, arrays on PostgreSQL.
-_KEYS_SQLITE = (
-    "(SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS conversation_id,"
-    " json_extract(value, '$[2]') AS sequence, json_extract(value, '$[3]') AS mark FROM json_each(:keys))"
-)
-_KEYS_POSTGRESQL = "unnest(:tenants, :conversations, :sequences, :marks)"
-_ARRAYS = (
-    bindparam("tenants", type_=ARRAY(Text())),
-    bindparam("conversations", type_=ARRAY(Text())),
-    bindparam("sequences", type_=ARRAY(BigInteger())),
-    bindparam("marks", type_=ARRAY(BigInteger())),
-)
-_SAME = "(tenant_id, conversation_id, sequence, mark)"
-_DONE_WHERE = (
-    f" WHERE collection = :collection AND claimed_by = :claim AND {_SAME} IN (SELECT tenant_id, conversation_id,"
-    " sequence, mark FROM "
-)
-_CLAIMED = (_NAME, bindparam("claim", type_=String()))
-_DONE = Statement(
-    sqlite=text(
-        "DELETE FROM atlas_embedding_backlog"
-        + _DONE_WHERE
-        + _KEYS_SQLITE
-        + ") RETURNING tenant_id, conversation_id, sequence"
-    )
-    .bindparams(*_CLAIMED, bindparam("keys", type_=Text()))
-    .columns(**_KEY_COLUMNS),
-    postgresql=text(
-        "DELETE FROM atlas_embedding_backlog"
-        + _DONE_WHERE
-        + _KEYS_POSTGRESQL
-        + " AS k (tenant_id, conversation_id, sequence, mark)) RETURNING tenant_id, conversation_id, sequence"
-    )
-    .bindparams(*_CLAIMED, *_ARRAYS)
-    .columns(**_KEY_COLUMNS),
-)
-_RELEASE = Statement(
-    text(
-        "UPDATE atlas_embedding_backlog SET claimed_by = NULL, claimed_until = NULL"
-        " WHERE collection = :collection AND claimed_by = :claim"
-    ).bindparams(*_CLAIMED)
-)
-_DIRTY = Statement(
-    text(
-        f"INSERT INTO atlas_embedding_backlog ({_KEY}, mark, attempts)"
-        " VALUES (:collection, :tenant_id, :conversation_id, :sequence, 1, 0)"
-        f" ON CONFLICT ({_KEY}) DO UPDATE SET mark = atlas_embedding_backlog.mark + 1"
-    ).bindparams(_NAME, *[bindparam(name, type_=kind()) for name, kind in _KEY_COLUMNS.items()])
-)
-_POSTPONE_HEAD = (
-    "UPDATE atlas_embedding_backlog SET attempts = attempts + 1, claimed_by = NULL, claimed_until = {until}"
-    " WHERE collection = :collection AND claimed_by = :claim AND tenant_id = :tenant_id"
-    " AND conversation_id = :conversation_id AND sequence = :sequence"
-)
-_POSTPONE_BINDS = (
-    *_CLAIMED,
-    bindparam("longest", type_=Double()),
-    *[bindparam(name, type_=kind()) for name, kind in _KEY_COLUMNS.items()],
-)
-# 10 s, 20 s, 40 s ... up to the longest pause
-_POSTPONE = Statement(
-    sqlite=text(
-        _POSTPONE_HEAD.format(
-            until=_NOW_SQLITE + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
-        )
-    ).bindparams(*_POSTPONE_BINDS),
-    postgresql=text(
-        _POSTPONE_HEAD.format(
-            until="statement_timestamp() + make_interval(secs => least(:longest, 10.0 * (1 << least(attempts, 20)::int)))"
-        )
-    ).bindparams(*_POSTPONE_BINDS),
-)
-
-_WORDS_SQLITE = (
-    "substr(coalesce(m.name || ': ', '') || coalesce(m.search_text,"
-    " CASE WHEN json_type(m.content) = 'text' THEN json_extract(m.content, '$') END, ''),"
-    f" 1, {MAX_SEARCH_CHARACTERS})"
-)
-_WORDS_POSTGRESQL = (
-    "left(coalesce(m.name || ': ', '') || coalesce(m.search_text,"
-    " CASE WHEN json_typeof(m.content) = 'string' THEN m.content #>> '{}' END, ''),"
-    f" {MAX_SEARCH_CHARACTERS})"
-)
-_TEXTS_TAIL = (
-    " AS k (tenant_id, conversation_id, sequence, mark)"
-    " JOIN atlas_messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.conversation_id"
-    " AND m.sequence = k.sequence WHERE m.deleted_at IS NULL AND m.status <> 'streaming'"
-)
-_TEXT_COLUMNS = "m.tenant_id, m.conversation_id, m.sequence, m.id, m.role, m.created_at, "
-_TEXT_TYPES: List[Any] = [
-    MessageRow.tenant_id,
-    MessageRow.conversation_id,
-    MessageRow.sequence,
-    MessageRow.id,
-    MessageRow.role,
-    MessageRow.created_at,
-    literal_column("words", FreeText).label("words"),
-]
-_TEXTS = Statement(
-    sqlite=text(
-        "SELECT "
-        + _TEXT_COLUMNS
-        + _WORDS_SQLITE
-        + " AS words FROM "
-        + _KEYS_SQLITE
-        + _TEXTS_TAIL.replace(" AS k (tenant_id, conversation_id, sequence, mark)", " AS k CROSS", 1)
-    )
-    .bindparams(bindparam("keys", type_=Text()))
-    .columns(*_TEXT_TYPES),
-    postgresql=text("SELECT " + _TEXT_COLUMNS + _WORDS_POSTGRESQL + " AS words FROM " + _KEYS_POSTGRESQL + _TEXTS_TAIL)
-    .bindparams(*_ARRAYS)
-    .columns(*_TEXT_TYPES),
-)
-
-_PROGRESS = Statement(
-    text(
-        "SELECT count(*) AS pending, coalesce(sum(CASE WHEN attempts > 0 THEN 1 ELSE 0 END), 0) AS failed,"
-        " coalesce((SELECT filled FROM atlas_embedding_indexes WHERE collection = :collection), 0) AS filled"
-        " FROM atlas_embedding_backlog WHERE collection = :collection"
-    )
-    .bindparams(_NAME)
-    .columns(pending=BigInteger, failed=BigInteger, filled=BigInteger)
-)
-_PENDING_HEAD = (
-    "SELECT CASE WHEN EXISTS (SELECT 1 FROM atlas_embedding_indexes WHERE collection = :collection AND filled = 1)"
-    " AND NOT EXISTS (SELECT 1 FROM atlas_embedding_backlog WHERE collection = :collection AND tenant_id = :tenant_id"
-)
-_PENDING_TAIL = ") THEN 0 ELSE 1 END AS pending"
-_PENDING_ALL = Statement(
-    text(_PENDING_HEAD + _PENDING_TAIL)
-    .bindparams(_NAME, bindparam("tenant_id", type_=String()))
-    .columns(pending=BigInteger)
-)
-_PENDING_ONE = Statement(
-    text(_PENDING_HEAD + " AND conversation_id = :conversation_id" + _PENDING_TAIL)
-    .bindparams(_NAME, bindparam("tenant_id", type_=String()), bindparam("conversation_id", type_=String()))
-    .columns(pending=BigInteger)
-)
-
-
 def _keys(dialect: str, claimed: Sequence[Claimed]) -> Dict[str, Any]:
     if dialect == "sqlite":
         return {"keys": encode_json([[*item.key, item.mark] for item in claimed], "keys")}
@@ -351,25 +106,28 @@ def _keys(dialect: str, claimed: Sequence[Claimed]) -> Dict[str, Any]:
 @write
 async def register(tx: Transaction, collection: str) -> bool:
     """Begin to note changes for an index; True when it was not known. The messages that are there follow by `fill`."""
-    if await tx.first(_INDEX, collection=collection) is not None and await tx.first(_TRIGGERS_THERE) is not None:
+    if (
+        await tx.first(INDEX, collection=collection) is not None
+        and await tx.first(TRIGGERS_THERE) is not None
+    ):
         return False
     if tx.dialect == "postgresql":
-        await tx.run(_LOCK)
-    if await tx.first(_TRIGGERS_THERE) is None:
-        for statement in _TRIGGERS[tx.dialect]:
+        await tx.run(LOCK)
+    if await tx.first(TRIGGERS_THERE) is None:
+        for statement in TRIGGERS[tx.dialect]:
             await tx.run(statement)
-    return await tx.run(_REGISTER, collection=collection) == 1
+    return await tx.run(REGISTER, collection=collection) == 1
 
 
 @write
 async def unregister(tx: Transaction, collection: str) -> bool:
     """Stop noting changes for an index and forget its backlog; whether it was known. The last one takes the triggers."""
     if tx.dialect == "postgresql":
-        await tx.run(_LOCK)
-    known = await tx.run(_FORGET_INDEX, collection=collection) == 1
-    await tx.run(_FORGET_ROWS, collection=collection)
-    if await tx.first(_ANY_INDEX) is None:
-        for statement in _DROPS[tx.dialect]:
+        await tx.run(LOCK)
+    known = await tx.run(FORGET_INDEX, collection=collection) == 1
+    await tx.run(FORGET_ROWS, collection=collection)
+    if await tx.first(ANY_INDEX) is None:
+        for statement in DROPS[tx.dialect]:
             await tx.run(statement)
     return known
 
@@ -377,37 +135,39 @@ async def unregister(tx: Transaction, collection: str) -> bool:
 @write
 async def refill(tx: Transaction, collection: str) -> None:
     """Let every message be looked at again: the index lost its contents, or never had them."""
-    await tx.run(_FILLED, collection=collection, filled=0, tenant_id="", conversation_id="", sequence=0)
+    await tx.run(FILLED, collection=collection, filled=0, tenant_id="", conversation_id="", sequence=0)
 
 
 @write
 async def fill(tx: Transaction, collection: str, limit: int) -> bool:
     """Put the next messages that were there before the index into the backlog; False when all are in."""
-    row = await tx.first(_INDEX, collection=collection)
+    row = await tx.first(INDEX, collection=collection)
     if row is None or row[0]:
         return False
     after = {"tenant_id": row[1], "conversation_id": row[2], "sequence": row[3]}
-    last = await tx.first(_FILL_LAST, **after, limit=limit)
+    last = await tx.first(FILL_LAST, **after, limit=limit)
     if last is None:
-        await tx.run(_FILLED, collection=collection, filled=1, **after)
+        await tx.run(FILLED, collection=collection, filled=1, **after)
         return False
     upto = dict(zip(("tenant_id", "conversation_id", "sequence"), last))
-    await tx.run(_FILL, collection=collection, **after, **{f"last_{name}": value for name, value in upto.items()})
-    await tx.run(_FILLED, collection=collection, filled=0, **upto)
+    await tx.run(
+        FILL, collection=collection, **after, **{f"last_{name}": value for name, value in upto.items()}
+    )
+    await tx.run(FILLED, collection=collection, filled=0, **upto)
     return True
 
 
 @write
 async def claim(tx: Transaction, collection: str, token: str, limit: int, seconds: float) -> List[Claimed]:
     """Take up to `limit` rows that nobody works on, for `seconds`."""
-    rows = await tx.all(_CLAIM, collection=collection, claim=token, limit=limit, seconds=seconds)
+    rows = await tx.all(CLAIM, collection=collection, claim=token, limit=limit, seconds=seconds)
     return sorted(Claimed(Key(*row[:3]), row[3]) for row in rows)
 
 
 @read
 async def read_texts(tx: Transaction, claimed: Sequence[Claimed]) -> List[MessageText]:
     """Return those of the messages that are searchable now, in any order."""
-    rows = await tx.all(_TEXTS, **_keys(tx.dialect, claimed))
+    rows = await tx.all(TEXTS, **_keys(tx.dialect, claimed))
     return [MessageText(Key(*row[:3]), *row[3:]) for row in rows]
 
 
@@ -421,11 +181,11 @@ async def finish(tx: Transaction, collection: str, token: str, done: Sequence[Cl
     gone: Set[Key] = set()
     if done:
         params = _keys(tx.dialect, done)
-        gone = {Key(*row) for row in await tx.all(_DONE, collection=collection, claim=token, **params)}
-    await tx.run(_RELEASE, collection=collection, claim=token)
+        gone = {Key(*row) for row in await tx.all(DONE, collection=collection, claim=token, **params)}
+    await tx.run(RELEASE, collection=collection, claim=token)
     again = [item.key._asdict() for item in done if item.key not in gone]
     if again:
-        await tx.run_many(_DIRTY, [{"collection": collection, **key} for key in again])
+        await tx.run_many(DIRTY, [{"collection": collection, **key} for key in again])
     return len(gone)
 
 
@@ -435,7 +195,7 @@ async def postpone(
 ) -> None:
     """Leave rows for later: 10 seconds after the first failure, twice that after each further one."""
     await tx.run_many(
-        _POSTPONE,
+        POSTPONE,
         [
             {"collection": collection, "claim": token, "longest": longest_s, **item.key._asdict()}
             for item in claimed
@@ -446,7 +206,7 @@ async def postpone(
 @read
 async def progress(tx: Transaction, collection: str) -> Progress:
     """Return how far an index is."""
-    row = await tx.one(_PROGRESS, collection=collection)
+    row = await tx.one(PROGRESS, collection=collection)
     return Progress(row[0], int(row[1]), bool(row[2]))
 
 
@@ -456,9 +216,9 @@ async def is_pending(
 ) -> bool:
     """Whether the index may not yet know the newest state of a tenant's messages, or of one conversation's."""
     if conversation_id is None:
-        row = await tx.one(_PENDING_ALL, collection=collection, tenant_id=tenant_id)
+        row = await tx.one(PENDING_ALL, collection=collection, tenant_id=tenant_id)
     else:
         row = await tx.one(
-            _PENDING_ONE, collection=collection, tenant_id=tenant_id, conversation_id=conversation_id
+            PENDING_ONE, collection=collection, tenant_id=tenant_id, conversation_id=conversation_id
         )
     return bool(row[0])

@@ -74,9 +74,7 @@ _SHOWN = "{row}.deleted_at IS NULL AND {row}.status <> 'streaming'"
 _CHANGED = f"({_SHOWN.format(row='old')}) OR ({_SHOWN.format(row='new')})"
 _COLUMNS = "content, search_text, name, role, status, created_at, deleted_at"
 
-_SQLITE = (
-    "CREATE TRIGGER IF NOT EXISTS atlas_embedding_{name} AFTER {event} ON atlas_messages WHEN {when} BEGIN {into}; END"
-)
+_SQLITE = "CREATE TRIGGER IF NOT EXISTS atlas_embedding_{name} AFTER {event} ON atlas_messages WHEN {when} BEGIN {into}; END"
 _SQLITE_NEW = _INTO.format(row="new", source="atlas_embedding_indexes i", condition="true")
 _SQLITE_OLD = _INTO.format(row="old", source="atlas_embedding_indexes i", condition="true")
 
@@ -88,15 +86,22 @@ BEGIN
 END
 $body$
 """
-_TRIGGER = "CREATE TRIGGER atlas_embedding_{name} AFTER {event} ON atlas_messages {tables} {each} EXECUTE FUNCTION atlas_embedding_{name}()"
+_TRIGGER = """
+CREATE TRIGGER atlas_embedding_{name} AFTER {event} ON atlas_messages {tables} {each}
+EXECUTE FUNCTION atlas_embedding_{name}()
+"""
 
 
-def _postgresql(name: str, event: str, row: str, tables: str = "", each: str = "FOR EACH STATEMENT") -> List[str]:
+def _postgresql(
+    name: str, event: str, row: str, tables: str = "", each: str = "FOR EACH STATEMENT"
+) -> List[str]:
     if tables:
         # in the order of their keys, so that two statements never wait for each other in a circle
         condition = _SHOWN.format(row=row) if name == "add" else "true"
         source = f"{row} CROSS JOIN atlas_embedding_indexes i"
-        into = _INTO.format(row=row, source=source, condition=condition + f" ORDER BY 1, 2, 3, {row}.sequence")
+        into = _INTO.format(
+            row=row, source=source, condition=condition + f" ORDER BY 1, 2, 3, {row}.sequence"
+        )
     else:
         into = _INTO.format(row=row, source="atlas_embedding_indexes i", condition="true")
     return [

@@ -90,7 +90,12 @@ class SearchHits(List[SearchHit]):
 
 
 def fuse(
-    words: Mapping[Place, float], meaning: Mapping[Place, float], meaning_weight: float = MEANING_WEIGHT
+    words: Mapping[Place, float],
+    meaning: Mapping[Place, float],
+    *,
+    meaning_weight: float = MEANING_WEIGHT,
+    before: Sequence[float] = BEFORE,
+    after: Sequence[float] = AFTER,
 ) -> List[Tuple[Place, float]]:
     """Return one ranking of two, best first, ties by place.
 
@@ -101,10 +106,13 @@ def fuse(
         words: Full-text scores, above 0.
         meaning: Cosines.
         meaning_weight: What the second kind is multiplied by.
+        before: Shares of the scores of the messages before it, the nearest first.
+        after: The same of those after it.
     """
     floor = min(meaning.values(), default=0.0)
-    first = _with_neighbours(words)
-    second = _with_neighbours({place: score - floor for place, score in meaning.items()})
+    first = _with_neighbours(words, before, after)
+    above = {place: score - floor for place, score in meaning.items()}
+    second = _with_neighbours(above, before, after)
     first_scale = 1.0 / (max(first.values(), default=0.0) or 1.0)
     second_scale = meaning_weight / (max(second.values(), default=0.0) or 1.0)
     totals = {
@@ -114,13 +122,15 @@ def fuse(
     return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _with_neighbours(scores: Mapping[Place, float]) -> Dict[Place, float]:
+def _with_neighbours(
+    scores: Mapping[Place, float], before: Sequence[float], after: Sequence[float]
+) -> Dict[Place, float]:
     totals: Dict[Place, float] = dict(scores)
     for (conversation_id, sequence), score in scores.items():
-        for distance, share in enumerate(BEFORE, 1):  # it stands before the one that gets the share
+        for distance, share in enumerate(before, 1):  # it stands before the one that gets the share
             place = (conversation_id, sequence + distance)
             totals[place] = totals.get(place, 0.0) + share * score
-        for distance, share in enumerate(AFTER, 1):
+        for distance, share in enumerate(after, 1):
             place = (conversation_id, sequence - distance)
             totals[place] = totals.get(place, 0.0) + share * score
     return totals

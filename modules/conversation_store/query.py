@@ -47,7 +47,9 @@ def question_terms(text: str, language: str) -> List[str]:
     words = dict.fromkeys(word[:_MAX_TERM_CHARACTERS] for word in _WORD.findall(text.lower()))
     if language == "english":
         terms = [word for word in words if word not in STOP_WORDS][:MAX_TERMS]
-        return list(dict.fromkeys([*terms, *[form for term in terms for form in other_forms(term)]]))[:MAX_TERMS]
+        return list(dict.fromkeys([*terms, *[form for term in terms for form in other_forms(term)]]))[
+            :MAX_TERMS
+        ]
     return list(words)[:MAX_TERMS]
 
 

@@ -1,7 +1,7 @@
 """Embedders: what makes vectors of texts. The rooms: `embedders_base` (the protocol), and one for each kind.
 
-    embedder = make_embedder("openai:text-embedding-3-small", api_key="...")
-    matrix = await embedder.embed(["two cats", "a dog"])        # float32, shape (2, dimension)
+`make_embedder("openai:text-embedding-3-small", api_key=...)` makes one; `await embedder.embed(["two cats", "a dog"])`
+gives float32 numbers of shape (2, dimension).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -28,10 +28,11 @@ _PIECE = 3
 _PIECE_WEIGHT = 0.25
 _ENDINGS = ("ings", "ing", "edly", "ed", "ies", "es", "s", "ly")
 # The most frequent English words; they only add noise.
-_COMMON = frozenset(
-    "a an and are as at be but by did do does for from had has have he her his how i if in is it its me my not of on or our"
-    " s she so t that the their them they this to was we were what when where which who will with would you your".split()
-)
+_COMMON_WORDS = """
+    a an and are as at be but by did do does for from had has have he her his how i if in is it its me my not of on or our
+    s she so t that the their them they this to was we were what when where which who will with would you your
+"""
+_COMMON: FrozenSet[str] = frozenset(_COMMON_WORDS.split())
 
 
 class HashingEmbedder:
@@ -58,7 +59,8 @@ class HashingEmbedder:
         """Return a vector for each text."""
         if len(texts) == 1:
             return self.vectors(texts)
-        return await run_in_thread(lambda: self.vectors(texts))
+        matrix: Matrix = await run_in_thread(lambda: self.vectors(texts))
+        return matrix
 
     def vectors(self, texts: Sequence[str]) -> Matrix:
         """Return a vector for each text, at once."""

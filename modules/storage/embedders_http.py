@@ -95,7 +95,9 @@ class OpenAIEmbedder:
             ]
         )
         rows = [row for part in parts for row in part]
-        matrix = checked_matrix(rows if rows else np.zeros((0, self.dimension)), len(texts), self.dimension, self.name)
+        matrix = checked_matrix(
+            rows if rows else np.zeros((0, self.dimension)), len(texts), self.dimension, self.name
+        )
         if rows:
             self.dimension = matrix.shape[1]
         return matrix
@@ -132,7 +134,9 @@ class OpenAIEmbedder:
     def _connect(self) -> http.client.HTTPConnection:
         if self._secure:
             context = ssl.create_default_context()
-            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=context)
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout_s, context=context
+            )
         return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
 
     def _check_status(self, status: int) -> None:

@@ -1,0 +1,284 @@
+"""`make bench-memory`: how well `conversations.search` finds the messages that answer a question, by each mode.
+
+Data: 6 conversations of LoCoMo with 1,200 questions whose evidence is known (../shared/data; not part of the project).
+The figure is the share of a question's evidence among the first 5, 10 and 20 hits within its conversation, averaged over
+the questions. The vectors were made beforehand (MiniLM, 384 numbers, of "name: content" and of the question); the
+answers and the evidence are never given to the store.
+
+The weights of the hybrid ranking were chosen on half of the conversations (`--tune` shows how); the table names the
+figures of that half and of the other one, which no choice has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import postgresql_contest
+from modules.conversation_store.backlog_models import TABLES as BACKLOG_TABLES
+from modules.conversation_store.meaning import MODES, Place, fuse
+from modules.conversation_store.query import question_terms
+from modules.conversation_store.repository import ConversationStore
+from modules.conversation_store.search import rank
+from modules.storage.embedders_hashing import HashingEmbedder
+from modules.storage.manager import StorageManager
+from modules.storage.schema import Base
+from modules.storage.semantic import SemanticIndex
+from modules.store_common.tenancy import TenantPolicy
+
+__all__ = ["Data", "StoredEmbedder", "main"]
+
+DEPTHS = (5, 10, 20)
+DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+#: The half on which the weights were chosen.
+TRAINING = ("locomo-26", "locomo-42", "locomo-44")
+
+
+class Data:
+    """The conversations, the questions with evidence that exists, and the vectors.
+
+    Args:
+        directory: Where the three files are.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.conversations = _lines(directory / "locomo_conversations.jsonl")
+        vectors = np.load(directory / "locomo_embeddings.npz")
+        messages: NDArray[Any] = vectors["messages"]
+        asked: NDArray[Any] = vectors["questions"]
+        self.by_id = {
+            str(name): row.astype(np.float32) for name, row in zip(vectors["message_ids"], messages)
+        }
+        known = {c["id"]: {m["id"] for m in c["messages"]} for c in self.conversations}
+        questions = zip(_lines(directory / "locomo_questions.jsonl"), asked)
+        self.questions = []
+        self.by_text: Dict[str, NDArray[np.float32]] = {}
+        for question, vector in questions:
+            evidence = set(question["evidence"]) & known[question["conversation_id"]]
+            if evidence:
+                self.questions.append((question["conversation_id"], question["question"], evidence))
+                self.by_text[question["question"]] = vector.astype(np.float32)
+        for conversation in self.conversations:
+            for message in conversation["messages"]:
+                words = f"{message['name']}: {message['content']}"
+                self.by_text[words] = self.by_id[f"{conversation['id']}/{message['id']}"]
+
+
+class StoredEmbedder:
+    """Gives the vectors that were made beforehand."""
+
+    name = "minilm-stored"
+    dimension = 384
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([self._data.by_text[text] for text in texts])
+
+
+def _lines(path: Path) -> List[Dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def share(hits: Sequence[str], evidence: Any, depth: int) -> float:
+    """Return the share of the evidence among the first `depth` hits."""
+    return len(set(hits[:depth]) & evidence) / len(evidence)
+
+
+class Bench:
+    """One database with the conversations in it, and its modes of search."""
+
+    def __init__(self, label: str, manager: Any, provider: Any, data: Data, embedder: Any) -> None:
+        self.label = label
+        self._manager = manager
+        self._data = data
+        self.index = SemanticIndex(manager.executor, provider, embedder)
+        self.store = ConversationStore(manager.executor, TenantPolicy(), semantic=self.index)
+
+    async def fill(self) -> Tuple[float, float]:
+        """Import the conversations and embed them; return the seconds of both."""
+        await self.index.register()
+        started = time.perf_counter()
+        for conversation in self._data.conversations:
+            await self.store.create_conversation(conversation["id"])
+            for message in conversation["messages"]:
+                await self.store.add_message(
+                    conversation["id"],
+                    message["role"],
+                    message["content"],
+                    name=message["name"],
+                    message_id=message["id"],
+                )
+        middle = time.perf_counter()
+        await self.index.embed_pending()
+        return middle - started, time.perf_counter() - middle
+
+    async def measure(self, mode: str) -> Dict[str, Any]:
+        """Ask every question once."""
+        rows: List[Tuple[bool, List[float]]] = []
+        spent: List[float] = []
+        for conversation_id, question, evidence in self._data.questions:
+            started = time.perf_counter()
+            hits = await self.store.search(
+                question, mode=mode, conversation_id=conversation_id, limit=max(DEPTHS)
+            )
+            spent.append((time.perf_counter() - started) * 1000)
+            found = [hit.message.id for hit in hits]
+            rows.append((conversation_id in TRAINING, [share(found, evidence, depth) for depth in DEPTHS]))
+        spent.sort()
+        return {
+            "back end": self.label,
+            "mode": mode,
+            **_recall("all", [row for _, row in rows]),
+            **_recall("training", [row for is_training, row in rows if is_training]),
+            **_recall("test", [row for is_training, row in rows if not is_training]),
+            "p50_ms": statistics.median(spent),
+            "p95_ms": spent[int(0.95 * (len(spent) - 1))],
+        }
+
+    async def tune(self) -> None:
+        """Print the hybrid's recall at 10 for a grid of weights, on the training half only, and for the best the rest."""
+        asked = []
+        for conversation_id, question, evidence in self._data.questions:
+            terms = question_terms(question, "english")
+            params = {
+                "tenant_id": "default", "after": None, "before": None, "limit": 1000, "language": "english",
+                "conversation_id": conversation_id,
+            }  # fmt: skip
+            words = await self._manager.executor.run(rank, params, terms, None, False) if terms else {}
+            nearest = await self.index.nearest(
+                question, tenant_id="default", limit=1000, conversation_id=conversation_id
+            )
+            asked.append((conversation_id, evidence, words, nearest.scores))
+        ids = {
+            (c["id"], n): m["id"] for c in self._data.conversations for n, m in enumerate(c["messages"], 1)
+        }
+        results = []
+        for weights in _grid():
+            training = _evaluate(asked, ids, weights, lambda name: name in TRAINING)
+            results.append((training, weights))
+        results.sort(key=lambda item: -item[0])
+        print(f"\n{self.label}: recall@10 of the hybrid on the training half, then on the test half")
+        for training, weights in results[:8]:
+            test = _evaluate(asked, ids, weights, lambda name: name not in TRAINING)
+            print(f"{training:.3f} {test:.3f}  {weights}")
+
+
+def _grid() -> Iterator[Dict[str, Any]]:
+    befores = [(), (0.5,), (0.5, 0.25), (0.6, 0.3), (0.7, 0.4)]
+    afters = [(), (0.25,), (0.4, 0.2), (0.5, 0.25)]
+    for before, after, meaning_weight in itertools.product(befores, afters, (0.4, 0.6, 0.8)):
+        yield {"before": before, "after": after, "meaning_weight": meaning_weight}
+
+
+def _evaluate(
+    asked: Sequence[Tuple[str, Any, Mapping[Place, float], Mapping[Place, float]]],
+    ids: Mapping[Place, str],
+    weights: Dict[str, Any],
+    takes: Callable[[str], bool],
+) -> float:
+    shares = []
+    for conversation_id, evidence, words, meaning in asked:
+        if takes(conversation_id):
+            hits = [ids[place] for place, _ in fuse(words, meaning, **weights) if place in ids]
+            shares.append(share(hits, evidence, 10))
+    return statistics.fmean(shares)
+
+
+def _recall(name: str, rows: Sequence[Sequence[float]]) -> Dict[str, float]:
+    return {f"{name}@{depth}": statistics.fmean(row[n] for row in rows) for n, depth in enumerate(DEPTHS)}
+
+
+def _print(figures: Sequence[Dict[str, Any]], data: Data) -> None:
+    names = [c["id"] for c in data.conversations]
+    print(f"\n{len(data.questions)} questions; training: {', '.join(TRAINING)};", end=" ")
+    print(f"test: {', '.join(name for name in names if name not in TRAINING)}\n")
+    columns = ["all@5", "all@10", "all@20", "training@10", "test@10", "p50_ms", "p95_ms"]
+    print("| back end | mode | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
+    for row in figures:
+        cells = [f"{row[name]:.1f}" if name.endswith("_ms") else f"{row[name]:.3f}" for name in columns]
+        print(f"| {row['back end']} | {row['mode']} | " + " | ".join(cells) + " |")
+
+
+async def run(url: str, data: Data, *, tune: bool) -> List[Dict[str, Any]]:
+    """Measure one database, with the stored vectors and with the hashing embedder."""
+    figures = []
+    async with StorageManager({"sql": {"url": url}}) as manager:
+        engine = manager.get_sql_engine()
+        await asyncio.get_running_loop().run_in_executor(
+            None, lambda: Base.metadata.create_all(engine, tables=BACKLOG_TABLES)
+        )
+        provider, label = await _provider(manager)
+        bench = Bench(label, manager, provider, data, StoredEmbedder(data))
+        appended, embedded = await bench.fill()
+        count = len(data.by_id)
+        print(
+            f"{label}: {count} messages appended in {appended:.1f} s, embedded in {embedded:.1f} s",
+            flush=True,
+        )
+        figures += [await bench.measure(mode) for mode in MODES]
+        if tune:
+            await bench.tune()
+        hashing = Bench(f"{label}, hashing embedder", manager, provider, data, HashingEmbedder())
+        await hashing.index.register()
+        await hashing.index.embed_pending()
+        figures += [await hashing.measure(mode) for mode in MODES if mode != "text"]
+        await provider.shutdown()
+    return figures
+
+
+async def _provider(manager: Any) -> Tuple[Any, str]:
+    from modules.storage.vectors.pgvector import PgvectorProvider
+    from modules.storage.vectors.sqlite import SQLiteVectorProvider
+    from modules.storage.vectors.sqlite_models import TABLES
+
+    provider: Any
+    if manager.executor.dialect == "postgresql":
+        provider, label = PgvectorProvider(manager.executor), "PostgreSQL + pgvector"
+    else:
+        engine = manager.get_sql_engine()
+        await asyncio.get_running_loop().run_in_executor(
+            None, lambda: Base.metadata.create_all(engine, tables=TABLES)
+        )
+        provider, label = SQLiteVectorProvider(manager.executor), "SQLite + embedded"
+    await provider.initialize()
+    return provider, label
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(
+        description="Evidence recall of conversations.search, by mode and back end."
+    )
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="directory of the LoCoMo files")
+    parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one back end")
+    parser.add_argument("--tune", action="store_true", help="show how the weights were chosen")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    arguments = parser.parse_args()
+    data = Data(arguments.data)
+    figures: List[Dict[str, Any]] = []
+    if arguments.only != "postgresql":
+        with tempfile.TemporaryDirectory() as directory:
+            figures += asyncio.run(run(f"sqlite:///{directory}/memory.sqlite3", data, tune=arguments.tune))
+    if arguments.only != "sqlite":
+        with postgresql_contest.server() as url:
+            figures += asyncio.run(run(url, data, tune=arguments.tune))
+    _print(figures, data)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

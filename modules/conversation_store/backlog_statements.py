@@ -1,0 +1,302 @@
+"""The SQL of the backlog of messages to embed; see `backlog_models` for its tables, `backlog` for what runs it."""
+
+from __future__ import annotations
+
+from typing import Any, List, Sequence
+
+from sqlalchemy import BigInteger, Double, String, Text, bindparam, literal_column, text
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_DDL
+from modules.conversation_store.models import MessageRow
+from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
+from modules.storage.columns import FreeText
+from modules.storage.statements import Statement
+
+__all__ = [
+    "ANY_INDEX",
+    "CLAIM",
+    "DIRTY",
+    "DONE",
+    "DROPS",
+    "FILL",
+    "FILLED",
+    "FILL_LAST",
+    "FORGET_INDEX",
+    "FORGET_ROWS",
+    "INDEX",
+    "LOCK",
+    "PENDING_ALL",
+    "PENDING_ONE",
+    "POSTPONE",
+    "PROGRESS",
+    "REGISTER",
+    "RELEASE",
+    "TEXTS",
+    "TRIGGERS",
+    "TRIGGERS_THERE",
+]
+
+_NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
+_KEY = "collection, tenant_id, conversation_id, sequence"
+_NAME = bindparam("collection", type_=String())
+_KEY_COLUMNS = {"tenant_id": String, "conversation_id": String, "sequence": BigInteger}
+
+TRIGGERS_THERE = Statement(
+    sqlite=text(
+        "SELECT 1 AS n FROM sqlite_master WHERE type = 'trigger' AND name = 'atlas_embedding_add'"
+    ).columns(n=BigInteger),
+    postgresql=text(
+        "SELECT 1 AS n FROM pg_trigger WHERE tgrelid = 'atlas_messages'::regclass AND tgname = 'atlas_embedding_add'"
+    ).columns(n=BigInteger),
+)
+TRIGGERS = {name: [Statement(text(sql)) for sql in texts] for name, texts in TRIGGER_DDL.items()}
+DROPS = {name: [Statement(text(sql)) for sql in texts] for name, texts in TRIGGER_DROP_DDL.items()}
+# Who appended before the index was there must have committed before the old messages are gone through.
+LOCK = Statement(postgresql=text("LOCK TABLE atlas_messages IN SHARE ROW EXCLUSIVE MODE"))
+
+INDEX = Statement(
+    text(
+        "SELECT filled, filled_tenant_id, filled_conversation_id, filled_sequence FROM atlas_embedding_indexes"
+        " WHERE collection = :collection"
+    )
+    .bindparams(_NAME)
+    .columns(filled=BigInteger, tenant_id=String, conversation_id=String, sequence=BigInteger)
+)
+_ADD_INDEX = (
+    "INSERT INTO atlas_embedding_indexes"
+    " (collection, filled, filled_tenant_id, filled_conversation_id, filled_sequence, created_at)"
+    " VALUES (:collection, 0, '', '', 0, {now}) ON CONFLICT (collection) DO NOTHING"
+)
+REGISTER = Statement(
+    sqlite=text(_ADD_INDEX.format(now=_NOW_SQLITE)).bindparams(_NAME),
+    postgresql=text(_ADD_INDEX.format(now="statement_timestamp()")).bindparams(_NAME),
+)
+FORGET_INDEX = Statement(
+    text("DELETE FROM atlas_embedding_indexes WHERE collection = :collection").bindparams(_NAME)
+)
+FORGET_ROWS = Statement(
+    text("DELETE FROM atlas_embedding_backlog WHERE collection = :collection").bindparams(_NAME)
+)
+ANY_INDEX = Statement(text("SELECT 1 AS n FROM atlas_embedding_indexes LIMIT 1").columns(n=BigInteger))
+FILLED = Statement(
+    text(
+        "UPDATE atlas_embedding_indexes SET filled = :filled, filled_tenant_id = :tenant_id,"
+        " filled_conversation_id = :conversation_id, filled_sequence = :sequence WHERE collection = :collection"
+    ).bindparams(
+        _NAME,
+        bindparam("filled", type_=BigInteger),
+        bindparam("tenant_id", type_=String()),
+        bindparam("conversation_id", type_=String()),
+        bindparam("sequence", type_=BigInteger),
+    )
+)
+FILL_LAST = Statement(
+    text(
+        "SELECT tenant_id, conversation_id, sequence FROM (SELECT tenant_id, conversation_id, sequence"
+        " FROM atlas_messages WHERE (tenant_id, conversation_id, sequence) > (:tenant_id, :conversation_id, :sequence)"
+        " ORDER BY tenant_id, conversation_id, sequence LIMIT :limit) AS following"
+        " ORDER BY tenant_id DESC, conversation_id DESC, sequence DESC LIMIT 1"
+    )
+    .bindparams(
+        bindparam("tenant_id", type_=String()),
+        bindparam("conversation_id", type_=String()),
+        bindparam("sequence", type_=BigInteger),
+        bindparam("limit", type_=BigInteger),
+    )
+    .columns(**_KEY_COLUMNS)
+)
+FILL = Statement(
+    text(
+        f"INSERT INTO atlas_embedding_backlog ({_KEY}, mark, attempts)"
+        " SELECT :collection, tenant_id, conversation_id, sequence, 1, 0 FROM atlas_messages"
+        " WHERE (tenant_id, conversation_id, sequence) > (:tenant_id, :conversation_id, :sequence)"
+        " AND (tenant_id, conversation_id, sequence) <= (:last_tenant_id, :last_conversation_id, :last_sequence)"
+        " AND deleted_at IS NULL AND status <> 'streaming'"
+        " ORDER BY tenant_id, conversation_id, sequence"
+        f" ON CONFLICT ({_KEY}) DO NOTHING"
+    ).bindparams(
+        _NAME,
+        *[
+            bindparam(f"{prefix}{name}", type_=kind())
+            for prefix in ("", "last_")
+            for name, kind in _KEY_COLUMNS.items()
+        ],
+    )
+)
+
+_UPDATE_CLAIM = "UPDATE atlas_embedding_backlog SET claimed_by = :claim, claimed_until = "
+_TAKEN = " RETURNING tenant_id, conversation_id, sequence, mark"
+_FREE = """
+    WHERE collection = :collection AND (claimed_until IS NULL OR claimed_until <= {now})
+    ORDER BY tenant_id, conversation_id, sequence LIMIT :limit
+"""
+_CLAIM_BINDS: Sequence[Any] = (
+    _NAME,
+    bindparam("claim", type_=String()),
+    bindparam("seconds", type_=Double()),
+    bindparam("limit", type_=BigInteger),
+)
+CLAIM = Statement(
+    sqlite=text(
+        _UPDATE_CLAIM
+        + _NOW_SQLITE
+        + f" + CAST(:seconds * 1000000 AS INTEGER) WHERE ({_KEY}) IN (SELECT {_KEY} FROM atlas_embedding_backlog"
+        + _FREE.format(now=_NOW_SQLITE)
+        + ")"
+        + _TAKEN
+    )
+    .bindparams(*_CLAIM_BINDS)
+    .columns(**_KEY_COLUMNS, mark=BigInteger),
+    postgresql=text(
+        f"WITH free AS MATERIALIZED (SELECT {_KEY} FROM atlas_embedding_backlog"
+        + _FREE.format(now="statement_timestamp()")
+        + " FOR UPDATE SKIP LOCKED) "
+        + _UPDATE_CLAIM
+        + f"statement_timestamp() + make_interval(secs => :seconds) WHERE ({_KEY}) IN (SELECT {_KEY} FROM free)"
+        + _TAKEN
+    )
+    .bindparams(*_CLAIM_BINDS)
+    .columns(**_KEY_COLUMNS, mark=BigInteger),
+)
+
+# Many keys as one parameter: JSON [[tenant, conversation, sequence, mark], ...] on SQLite, arrays on PostgreSQL.
+_KEYS_SQLITE = (
+    "(SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS conversation_id,"
+    " json_extract(value, '$[2]') AS sequence, json_extract(value, '$[3]') AS mark FROM json_each(:keys))"
+)
+_KEYS_POSTGRESQL = "unnest(:tenants, :conversations, :sequences, :marks)"
+_ARRAYS = (
+    bindparam("tenants", type_=ARRAY(Text())),
+    bindparam("conversations", type_=ARRAY(Text())),
+    bindparam("sequences", type_=ARRAY(BigInteger())),
+    bindparam("marks", type_=ARRAY(BigInteger())),
+)
+_SAME = "(tenant_id, conversation_id, sequence, mark)"
+_DONE_WHERE = (
+    f" WHERE collection = :collection AND claimed_by = :claim AND {_SAME} IN (SELECT tenant_id, conversation_id,"
+    " sequence, mark FROM "
+)
+_CLAIMED = (_NAME, bindparam("claim", type_=String()))
+DONE = Statement(
+    sqlite=text(
+        "DELETE FROM atlas_embedding_backlog"
+        + _DONE_WHERE
+        + _KEYS_SQLITE
+        + ") RETURNING tenant_id, conversation_id, sequence"
+    )
+    .bindparams(*_CLAIMED, bindparam("keys", type_=Text()))
+    .columns(**_KEY_COLUMNS),
+    postgresql=text(
+        "DELETE FROM atlas_embedding_backlog"
+        + _DONE_WHERE
+        + _KEYS_POSTGRESQL
+        + " AS k (tenant_id, conversation_id, sequence, mark)) RETURNING tenant_id, conversation_id, sequence"
+    )
+    .bindparams(*_CLAIMED, *_ARRAYS)
+    .columns(**_KEY_COLUMNS),
+)
+RELEASE = Statement(
+    text(
+        "UPDATE atlas_embedding_backlog SET claimed_by = NULL, claimed_until = NULL"
+        " WHERE collection = :collection AND claimed_by = :claim"
+    ).bindparams(*_CLAIMED)
+)
+DIRTY = Statement(
+    text(
+        f"INSERT INTO atlas_embedding_backlog ({_KEY}, mark, attempts)"
+        " VALUES (:collection, :tenant_id, :conversation_id, :sequence, 1, 0)"
+        f" ON CONFLICT ({_KEY}) DO UPDATE SET mark = atlas_embedding_backlog.mark + 1"
+    ).bindparams(_NAME, *[bindparam(name, type_=kind()) for name, kind in _KEY_COLUMNS.items()])
+)
+_POSTPONE_HEAD = (
+    "UPDATE atlas_embedding_backlog SET attempts = attempts + 1, claimed_by = NULL, claimed_until = {until}"
+    " WHERE collection = :collection AND claimed_by = :claim AND tenant_id = :tenant_id"
+    " AND conversation_id = :conversation_id AND sequence = :sequence"
+)
+_POSTPONE_BINDS = (
+    *_CLAIMED,
+    bindparam("longest", type_=Double()),
+    *[bindparam(name, type_=kind()) for name, kind in _KEY_COLUMNS.items()],
+)
+# 10 s, 20 s, 40 s ... up to the longest pause
+POSTPONE = Statement(
+    sqlite=text(
+        _POSTPONE_HEAD.format(
+            until=_NOW_SQLITE + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
+        )
+    ).bindparams(*_POSTPONE_BINDS),
+    postgresql=text(
+        _POSTPONE_HEAD.format(
+            until="statement_timestamp() + make_interval(secs => least(:longest, 10.0 * (1 << least(attempts, 20)::int)))"
+        )
+    ).bindparams(*_POSTPONE_BINDS),
+)
+
+_WORDS_SQLITE = (
+    "substr(coalesce(m.name || ': ', '') || coalesce(m.search_text,"
+    " CASE WHEN json_type(m.content) = 'text' THEN json_extract(m.content, '$') END, ''),"
+    f" 1, {MAX_SEARCH_CHARACTERS})"
+)
+_WORDS_POSTGRESQL = (
+    "left(coalesce(m.name || ': ', '') || coalesce(m.search_text,"
+    " CASE WHEN json_typeof(m.content) = 'string' THEN m.content #>> '{}' END, ''),"
+    f" {MAX_SEARCH_CHARACTERS})"
+)
+_TEXTS_TAIL = (
+    " AS k (tenant_id, conversation_id, sequence, mark)"
+    " JOIN atlas_messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.conversation_id"
+    " AND m.sequence = k.sequence WHERE m.deleted_at IS NULL AND m.status <> 'streaming'"
+)
+_TEXT_COLUMNS = "m.tenant_id, m.conversation_id, m.sequence, m.id, m.role, m.created_at, "
+_TEXT_TYPES: List[Any] = [
+    MessageRow.tenant_id,
+    MessageRow.conversation_id,
+    MessageRow.sequence,
+    MessageRow.id,
+    MessageRow.role,
+    MessageRow.created_at,
+    literal_column("words", FreeText).label("words"),
+]
+TEXTS = Statement(
+    sqlite=text(
+        "SELECT "
+        + _TEXT_COLUMNS
+        + _WORDS_SQLITE
+        + " AS words FROM "
+        + _KEYS_SQLITE
+        + _TEXTS_TAIL.replace(" AS k (tenant_id, conversation_id, sequence, mark)", " AS k CROSS", 1)
+    )
+    .bindparams(bindparam("keys", type_=Text()))
+    .columns(*_TEXT_TYPES),
+    postgresql=text(
+        "SELECT " + _TEXT_COLUMNS + _WORDS_POSTGRESQL + " AS words FROM " + _KEYS_POSTGRESQL + _TEXTS_TAIL
+    )
+    .bindparams(*_ARRAYS)
+    .columns(*_TEXT_TYPES),
+)
+
+PROGRESS = Statement(
+    text(
+        "SELECT count(*) AS pending, coalesce(sum(CASE WHEN attempts > 0 THEN 1 ELSE 0 END), 0) AS failed,"
+        " coalesce((SELECT filled FROM atlas_embedding_indexes WHERE collection = :collection), 0) AS filled"
+        " FROM atlas_embedding_backlog WHERE collection = :collection"
+    )
+    .bindparams(_NAME)
+    .columns(pending=BigInteger, failed=BigInteger, filled=BigInteger)
+)
+_PENDING_HEAD = (
+    "SELECT CASE WHEN EXISTS (SELECT 1 FROM atlas_embedding_indexes WHERE collection = :collection AND filled = 1)"
+    " AND NOT EXISTS (SELECT 1 FROM atlas_embedding_backlog WHERE collection = :collection AND tenant_id = :tenant_id"
+)
+_PENDING_TAIL = ") THEN 0 ELSE 1 END AS pending"
+PENDING_ALL = Statement(
+    text(_PENDING_HEAD + _PENDING_TAIL)
+    .bindparams(_NAME, bindparam("tenant_id", type_=String()))
+    .columns(pending=BigInteger)
+)
+PENDING_ONE = Statement(
+    text(_PENDING_HEAD + " AND conversation_id = :conversation_id" + _PENDING_TAIL)
+    .bindparams(_NAME, bindparam("tenant_id", type_=String()), bindparam("conversation_id", type_=String()))
+    .columns(pending=BigInteger)
+)
