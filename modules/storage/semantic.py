@@ -36,7 +36,7 @@ __all__ = ["EmbedResult", "SemanticIndex", "vector_id"]
 logger = logging.getLogger(__name__)
 
 #: Characters of a message that are embedded; models read less than this anyway.
-MAX_EMBEDDED_CHARACTERS = 16_000
+_MAX_EMBEDDED_CHARACTERS = 16_000
 _FILL_STEP = 1_000
 # A worker that dies leaves its rows to others after this; a batch that takes longer may be done twice, which is harmless.
 _CLAIM_S = 300.0
@@ -214,7 +214,7 @@ class SemanticIndex:
 
     async def _vectors(self, texts: Sequence[MessageText]) -> Tuple[Dict[Key, Any], Dict[Key, bool]]:
         """Return vectors by message, and the messages that the embedder refuses."""
-        words = [item.words[:MAX_EMBEDDED_CHARACTERS] for item in texts]
+        words = [item.words[:_MAX_EMBEDDED_CHARACTERS] for item in texts]
         if not texts:
             return {}, {}
         try:
@@ -294,7 +294,7 @@ class SemanticIndex:
     ) -> Nearest:
         """Return the messages of a tenant that are nearest to `query` in meaning; see `meaning.SemanticIndex`."""
         collection = await self.collection()
-        vector = (await self._embed([query[:MAX_EMBEDDED_CHARACTERS]]))[0]
+        vector = (await self._embed([query[:_MAX_EMBEDDED_CHARACTERS]]))[0]
         is_waiting = await self._executor.run(backlog.is_pending, collection, tenant_id, conversation_id)
         top_k = min(limit, self._provider.capabilities.max_top_k)
         namespace = None if conversation_id is None else _namespace(conversation_id)
