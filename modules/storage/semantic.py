@@ -36,7 +36,7 @@ __all__ = ["EmbedResult", "SemanticIndex", "vector_id"]
 logger = logging.getLogger(__name__)
 
 #: Characters of a message that are embedded; models read less than this anyway.
-MAX_EMBEDDED_CHARACTERS = 16_000
+_MAX_CHARACTERS = 16_000
 _FILL_STEP = 1_000
 # A worker that dies leaves its rows to others after this; a batch that takes longer may be done twice, which is harmless.
 _CLAIM_S = 300.0
@@ -115,6 +115,7 @@ class SemanticIndex:
         self._options = collection_options
         self._collection = ""
         self._tenants: Dict[str, bool] = {}
+        self._is_filled = False
 
     @property
     def embedder(self) -> Embedder:
@@ -144,6 +145,7 @@ class SemanticIndex:
         is_new = await self._executor.run(backlog.register, collection)
         if is_new or not self._provider.capabilities.persistent:
             await self._executor.run(backlog.refill, collection)
+        self._is_filled = False
 
     async def unregister(self) -> bool:
         """Stop noting changes for this embedder and forget its backlog; the vectors stay. Whether it was registered."""
@@ -153,6 +155,7 @@ class SemanticIndex:
         """Let every message be embedded anew, as after the loss of the vector store; the work is `embed_pending`'s."""
         await self._executor.run(backlog.refill, await self.collection())
         self._tenants.clear()
+        self._is_filled = False
 
     async def progress(self) -> Progress:
         """Return how many messages wait, how many of them failed, and whether the old ones were all counted in."""
@@ -177,18 +180,27 @@ class SemanticIndex:
         """
         collection = await self.collection()
         result = EmbedResult()
+        # before the first claim, so that what is in the backlog already is not embedded a second time
+        await self._fill(collection)
         while limit is None or result.total < limit:
             size = self._batch_size if limit is None else min(self._batch_size, limit - result.total)
             token = new_id()
             claimed = await self._executor.run(backlog.claim, collection, token, size, _CLAIM_S)
             if not claimed:
-                if await self._executor.run(backlog.fill, collection, _FILL_STEP):
+                if await self._fill(collection):
                     continue
                 break
             result += await self._batch(collection, token, claimed)
             if progress is not None:
                 progress(result)
         return result
+
+    async def _fill(self, collection: str) -> bool:
+        if self._is_filled:
+            return False
+        went_on = await self._executor.run(backlog.fill, collection, _FILL_STEP)
+        self._is_filled = not went_on
+        return went_on
 
     async def _batch(self, collection: str, token: str, claimed: Sequence[Claimed]) -> EmbedResult:
         done: List[Claimed] = []
@@ -214,7 +226,7 @@ class SemanticIndex:
 
     async def _vectors(self, texts: Sequence[MessageText]) -> Tuple[Dict[Key, Any], Dict[Key, bool]]:
         """Return vectors by message, and the messages that the embedder refuses."""
-        words = [item.words[:MAX_EMBEDDED_CHARACTERS] for item in texts]
+        words = [item.words[:_MAX_CHARACTERS] for item in texts]
         if not texts:
             return {}, {}
         try:
@@ -294,7 +306,7 @@ class SemanticIndex:
     ) -> Nearest:
         """Return the messages of a tenant that are nearest to `query` in meaning; see `meaning.SemanticIndex`."""
         collection = await self.collection()
-        vector = (await self._embed([query[:MAX_EMBEDDED_CHARACTERS]]))[0]
+        vector = (await self._embed([query[:_MAX_CHARACTERS]]))[0]
         is_waiting = await self._executor.run(backlog.is_pending, collection, tenant_id, conversation_id)
         top_k = min(limit, self._provider.capabilities.max_top_k)
         namespace = None if conversation_id is None else _namespace(conversation_id)

@@ -34,6 +34,10 @@ DYNAMIC_IMPORTS: Dict[Tuple[str, str], str] = {
         "modules/storage/vectors/registry.py",
         "get_vector_provider",
     ): "the name is a value of the constant table _OURS; what others bring is loaded by their entry point",
+    (
+        "modules/storage/embedders_local.py",
+        "load",
+    ): "the setting `embedder` names code of the application's own (module:callable), as an entry point does",
 }
 
 LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
