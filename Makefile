@@ -4,6 +4,7 @@
 #   make test         everything, a real PostgreSQL included              PYTEST_ARGS='-k kv'
 #   make lint         ruff, mypy --strict, import-linter, vermin
 #   make bench        the figures of the README, measured here            BENCH_ARGS=...
+#   make bench-memory how well conversations.search finds; needs ../shared/data    BENCH_ARGS='--data DIR --tune'
 #   make test-matrix  the SQLite core suite on each Python found          MATRIX="3.9 3.13"
 #   make wheel-check  build, install elsewhere, run the demo there
 #   make floor-check  do the dependencies resolve on Python 3.9?
@@ -23,7 +24,7 @@ export PYTHON
 SOURCES := $(wildcard modules ATLAS)
 CODE := $(wildcard modules ATLAS tests benchmarks examples scripts)
 
-.PHONY: help demo test lint format bench test-matrix wheel-check floor-check clean
+.PHONY: help demo test lint format bench bench-memory test-matrix wheel-check floor-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -76,6 +77,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-memory: $(VENV)/.installed-bench
+	@$(BIN)/python -m benchmarks.memory_quality $(BENCH_ARGS)
 
 test-matrix:
 	@JOBS=$(JOBS) scripts/test-matrix.sh

@@ -25,14 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import postgresql_contest
-from modules.conversation_store.backlog_models import TABLES as BACKLOG_TABLES
 from modules.conversation_store.meaning import MODES, Place, fuse
 from modules.conversation_store.query import question_terms
 from modules.conversation_store.repository import ConversationStore
 from modules.conversation_store.search import rank
 from modules.storage.embedders_hashing import HashingEmbedder
 from modules.storage.manager import StorageManager
-from modules.storage.schema import Base
 from modules.storage.semantic import SemanticIndex
 from modules.store_common.tenancy import TenantPolicy
 
@@ -216,11 +214,10 @@ async def run(url: str, data: Data, *, tune: bool) -> List[Dict[str, Any]]:
     """Measure one database, with the stored vectors and with the hashing embedder."""
     figures = []
     async with StorageManager({"sql": {"url": url}}) as manager:
-        engine = manager.get_sql_engine()
-        await asyncio.get_running_loop().run_in_executor(
-            None, lambda: Base.metadata.create_all(engine, tables=BACKLOG_TABLES)
-        )
-        provider, label = await _provider(manager)
+        provider: Any = manager.vectors
+        await provider.initialize()
+        on_sqlite = manager.executor.dialect == "sqlite"
+        label = "SQLite + embedded" if on_sqlite else "PostgreSQL + pgvector"
         bench = Bench(label, manager, provider, data, StoredEmbedder(data))
         appended, embedded = await bench.fill()
         count = len(data.by_id)
@@ -235,26 +232,7 @@ async def run(url: str, data: Data, *, tune: bool) -> List[Dict[str, Any]]:
         await hashing.index.register()
         await hashing.index.embed_pending()
         figures += [await hashing.measure(mode) for mode in MODES if mode != "text"]
-        await provider.shutdown()
     return figures
-
-
-async def _provider(manager: Any) -> Tuple[Any, str]:
-    from modules.storage.vectors.pgvector import PgvectorProvider
-    from modules.storage.vectors.sqlite import SQLiteVectorProvider
-    from modules.storage.vectors.sqlite_models import TABLES
-
-    provider: Any
-    if manager.executor.dialect == "postgresql":
-        provider, label = PgvectorProvider(manager.executor), "PostgreSQL + pgvector"
-    else:
-        engine = manager.get_sql_engine()
-        await asyncio.get_running_loop().run_in_executor(
-            None, lambda: Base.metadata.create_all(engine, tables=TABLES)
-        )
-        provider, label = SQLiteVectorProvider(manager.executor), "SQLite + embedded"
-    await provider.initialize()
-    return provider, label
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ Place = Tuple[str, int]
 # A message of a conversation is half understood from those around it: its score gets a share of the scores of the two
 # before it (the nearer one first) and of the two after it. Chosen on three of the six conversations of LoCoMo, checked on
 # the other three (docs/semantic-search.md; `make bench-memory` does it again).
-BEFORE = (0.6, 0.3)
+BEFORE = (0.5, 0.25)
 AFTER = (0.4, 0.2)
 #: How much the scaled cosine counts beside the scaled full-text score.
-MEANING_WEIGHT = 0.6
+MEANING_WEIGHT = 0.8
 
 
 @dataclass(frozen=True)

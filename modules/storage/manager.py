@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
+    from modules.storage.embedders_base import Embedder
     from modules.storage.operations import Executor
+    from modules.storage.semantic import SemanticIndex
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
@@ -58,6 +60,7 @@ class StorageManager:
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
         self._vectors: Optional[VectorStores] = None
+        self._semantic: Optional[SemanticIndex] = None
         self._stores: Dict[str, Any] = {}
         self._backend: Any = None
         self._tasks: List[asyncio.Task[None]] = []
@@ -103,6 +106,9 @@ class StorageManager:
             asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
             asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
         ]
+        semantic = self.semantic_index
+        if semantic is not None:
+            self._tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
         logger.info(
             "storage.initialized",
             extra={"backend": pool.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
@@ -117,7 +123,10 @@ class StorageManager:
         self._stores = {}
         self._backend = None
         vectors, self._vectors = self._vectors, None
+        semantic, self._semantic = self._semantic, None
         await _stop(tasks)
+        if semantic is not None:
+            await semantic.close()
         if vectors is not None and os.getpid() == self._process:
             # the threads and connections of a parent process are its own to close
             await vectors.shutdown()
@@ -198,6 +207,21 @@ class StorageManager:
     def vector_registry(self) -> VectorStoreRegistry:
         """The open vector stores by name; what is registered here is closed at `shutdown()`."""
         return self._vector_stores().registry
+
+    @property
+    def semantic_index(self) -> Optional[SemanticIndex]:
+        """What keeps messages searchable by meaning; None unless `embedder` is set."""
+        if self._semantic is None and self._settings.embedder is not None:
+            from modules.storage.semantic import index_from_settings
+
+            self._semantic = index_from_settings(self._settings, self.executor, self.vectors)
+        return self._semantic
+
+    @property
+    def embedder(self) -> Optional[Embedder]:
+        """What makes vectors of texts; None unless `embedder` is set."""
+        index = self.semantic_index
+        return None if index is None else index.embedder
 
     def add_vector_store(
         self,
@@ -348,6 +372,7 @@ class StorageManager:
                 self._tenancy,
                 search_language=settings.sql.search_language,
                 retention=retention_policy(settings),
+                semantic=self.semantic_index,
             )
         if name == "kv":
             from modules.Tools.Base_Tools.kv_store import KeyValueStore

@@ -13,15 +13,17 @@ one's vectors: 5 instead of 60 ms for the 1,000 nearest of 3,453 in the embedded
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from modules.conversation_store import backlog
 from modules.conversation_store.backlog import Claimed, Key, MessageText, Progress
 from modules.conversation_store.meaning import Nearest, Place
+from modules.storage.embedders import close_embedder, make_embedder
 from modules.storage.embedders_base import Embedder, EmbedderUnavailableError, Matrix, checked_matrix
 from modules.storage.operations import Executor
 from modules.storage.vectors.base import VectorProvider
@@ -31,13 +33,18 @@ from modules.store_common.clock import to_microseconds
 from modules.store_common.errors import InvalidValueError, StorageError
 from modules.store_common.ids import new_id
 
-__all__ = ["EmbedResult", "SemanticIndex", "vector_id"]
+if TYPE_CHECKING:
+    from modules.storage.settings import StorageSettings
+
+__all__ = ["EmbedResult", "SemanticIndex", "index_from_settings", "vector_id"]
 
 logger = logging.getLogger(__name__)
 
 #: Characters of a message that are embedded; models read less than this anyway.
-_MAX_EMBEDDED_CHARACTERS = 16_000
+_MAX_CHARACTERS = 16_000
 _FILL_STEP = 1_000
+_LOOK_EVERY_S = 2.0
+_PAUSE_AFTER_FAILURE_S = 15.0
 # A worker that dies leaves its rows to others after this; a batch that takes longer may be done twice, which is harmless.
 _CLAIM_S = 300.0
 _LONGEST_PAUSE_S = 3600.0
@@ -86,6 +93,20 @@ def _namespace(conversation_id: str) -> str:
     return f"conversation:{conversation_id}"
 
 
+def index_from_settings(
+    settings: StorageSettings, executor: Executor, provider: VectorProvider
+) -> SemanticIndex:
+    """Return the index that `settings.embedder` means, which must be set; opens nothing."""
+    key = settings.embedder_api_key
+    embedder = make_embedder(
+        settings.embedder or "",
+        base_url=settings.embedder_base_url,
+        api_key=None if key is None else key.get_secret_value(),
+        dimension=settings.embedder_dimension,
+    )
+    return SemanticIndex(executor, provider, embedder)
+
+
 class SemanticIndex:
     """Keeps the vectors of messages in a vector provider, and finds messages by them.
 
@@ -115,6 +136,8 @@ class SemanticIndex:
         self._options = collection_options
         self._collection = ""
         self._tenants: Dict[str, bool] = {}
+        self._is_filled = False
+        self._is_registered = False
 
     @property
     def embedder(self) -> Embedder:
@@ -142,17 +165,21 @@ class SemanticIndex:
         """
         collection = await self.collection()
         is_new = await self._executor.run(backlog.register, collection)
-        if is_new or not self._provider.capabilities.persistent:
+        if is_new or not (self._is_registered or self._provider.capabilities.persistent):
             await self._executor.run(backlog.refill, collection)
+        self._is_filled = False
+        self._is_registered = True
 
     async def unregister(self) -> bool:
         """Stop noting changes for this embedder and forget its backlog; the vectors stay. Whether it was registered."""
+        self._is_registered = False
         return await self._executor.run(backlog.unregister, await self.collection())
 
     async def reindex(self) -> None:
         """Let every message be embedded anew, as after the loss of the vector store; the work is `embed_pending`'s."""
         await self._executor.run(backlog.refill, await self.collection())
         self._tenants.clear()
+        self._is_filled = False
 
     async def progress(self) -> Progress:
         """Return how many messages wait, how many of them failed, and whether the old ones were all counted in."""
@@ -161,7 +188,7 @@ class SemanticIndex:
     async def embed_pending(
         self, limit: Optional[int] = None, progress: Optional[Callable[[EmbedResult], None]] = None
     ) -> EmbedResult:
-        """Work the backlog off, until it is empty or `limit` messages were looked at.
+        """Work the backlog off, until it is empty or `limit` messages were looked at; registers first if nobody did.
 
         Any number of processes may do it at the same time. What is interrupted is done again by the next call.
 
@@ -175,20 +202,49 @@ class SemanticIndex:
         Raises:
             EmbedderUnavailableError, VectorUnavailableError: try again later; nothing is lost.
         """
+        if not self._is_registered:
+            await self.register()
         collection = await self.collection()
         result = EmbedResult()
+        # before the first claim, so that what is in the backlog already is not embedded a second time
+        await self._fill(collection)
         while limit is None or result.total < limit:
             size = self._batch_size if limit is None else min(self._batch_size, limit - result.total)
             token = new_id()
             claimed = await self._executor.run(backlog.claim, collection, token, size, _CLAIM_S)
             if not claimed:
-                if await self._executor.run(backlog.fill, collection, _FILL_STEP):
+                if await self._fill(collection):
                     continue
                 break
             result += await self._batch(collection, token, claimed)
             if progress is not None:
                 progress(result)
         return result
+
+    async def run(self) -> None:
+        """Work the backlog off for ever, looking for new rows every two seconds; ended by cancelling its task."""
+        while True:
+            try:
+                await self.embed_pending()
+            except StorageError as exc:
+                # the next round tries again; searches say meanwhile that they are not complete
+                logger.warning("storage.embedding.failed", extra={"error_type": type(exc).__name__})
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE_S)
+            except Exception:
+                logger.exception("storage.embedding.defect")
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def close(self) -> None:
+        """Close the embedder, where it has something to close. The provider stays open."""
+        await close_embedder(self._embedder)
+
+    async def _fill(self, collection: str) -> bool:
+        if self._is_filled:
+            return False
+        went_on = await self._executor.run(backlog.fill, collection, _FILL_STEP)
+        self._is_filled = not went_on
+        return went_on
 
     async def _batch(self, collection: str, token: str, claimed: Sequence[Claimed]) -> EmbedResult:
         done: List[Claimed] = []
@@ -214,7 +270,7 @@ class SemanticIndex:
 
     async def _vectors(self, texts: Sequence[MessageText]) -> Tuple[Dict[Key, Any], Dict[Key, bool]]:
         """Return vectors by message, and the messages that the embedder refuses."""
-        words = [item.words[:_MAX_EMBEDDED_CHARACTERS] for item in texts]
+        words = [item.words[:_MAX_CHARACTERS] for item in texts]
         if not texts:
             return {}, {}
         try:
@@ -294,7 +350,7 @@ class SemanticIndex:
     ) -> Nearest:
         """Return the messages of a tenant that are nearest to `query` in meaning; see `meaning.SemanticIndex`."""
         collection = await self.collection()
-        vector = (await self._embed([query[:_MAX_EMBEDDED_CHARACTERS]]))[0]
+        vector = (await self._embed([query[:_MAX_CHARACTERS]]))[0]
         is_waiting = await self._executor.run(backlog.is_pending, collection, tenant_id, conversation_id)
         top_k = min(limit, self._provider.capabilities.max_top_k)
         namespace = None if conversation_id is None else _namespace(conversation_id)

@@ -256,6 +256,18 @@ class StorageSettings(Section):
     default_tenant_id: Text = Field(
         "default", description="Tenant of a call that names none, where that is allowed."
     )
+    embedder: Optional[Text] = Field(
+        None,
+        description="What makes vectors of messages: `hashing`, `openai:MODEL`, `sentence-transformers:MODEL` or "
+        "`module:callable`; unset: none, and search is by text.",
+    )
+    embedder_base_url: Optional[Text] = Field(
+        None, description="openai: URL of the server up to `/v1`; unset: OpenAI's own."
+    )
+    embedder_api_key: Optional[Secret] = Field(None, description="openai: API key. A secret.")
+    embedder_dimension: Int = Field(
+        0, ge=0, description="Numbers per vector of the embedder; 0 = the embedder's own."
+    )
     health_check_interval_seconds: Seconds = Field(
         30.0, description="Seconds between background health checks."
     )

@@ -37,7 +37,7 @@ DYNAMIC_IMPORTS: Dict[Tuple[str, str], str] = {
     (
         "modules/storage/embedders_local.py",
         "load",
-    ): "the operator names the function in the settings; checked as a dotted name",
+    ): "the setting `embedder` names code of the application's own (module:callable), as an entry point does",
 }
 
 LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import traceback
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SECRETS: dict[str, Any] = {
     "sql": {"dialect": "postgresql", "username": "u", "password": f"{CANARY}@1"},
     "mongo": {"url": f"mongodb://u:{CANARY}@h.example.com/db?authMechanismProperties=AWS:{CANARY}"},
     "vectors": {"pinecone_api_key": f"{CANARY}3", "chroma_auth_token": f"{CANARY}4"},
+    "embedder_api_key": f"{CANARY}5",
 }
 BY_URL: dict[str, Any] = {
     "sql": {"url": f"postgresql://u:{CANARY}%40@h/db?password={CANARY}"},
@@ -31,9 +33,7 @@ BY_URL: dict[str, Any] = {
 def test_the_canaries_cover_every_secret_setting() -> None:
     settings = [StorageSettings.from_dict(case) for case in (SECRETS, BY_URL)]
     for row in settings_table(StorageSettings):
-        values = [
-            getattr(getattr(each, row.path[0]), row.path[-1], None) for each in settings if len(row.path) == 2
-        ]
+        values = [reduce(lambda found, name: getattr(found, name, None), row.path, each) for each in settings]
         marked = row.description.endswith("A secret.")
         assert any(isinstance(value, SecretStr) for value in values) == marked, row.key
 
