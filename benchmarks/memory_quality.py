@@ -6,7 +6,7 @@ the questions. The vectors were made beforehand (MiniLM, 384 numbers, of "name: 
 answers and the evidence are never given to the store.
 
 The weights of the hybrid ranking were chosen on half of the conversations (`--tune` shows how); the table names the
-figures of that half and of the other one, which no choice has seen.
+figures of that half and of the other one apart. The grid of `--tune` was drawn up after a look at all of them.
 """
 
 from __future__ import annotations
