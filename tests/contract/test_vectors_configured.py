@@ -66,6 +66,7 @@ async def test_pinecone_of_the_settings(tmp_path: Path) -> None:
     emulator.check()
 
 
+@pytest.mark.postgresql
 def test_what_the_settings_mean_to_each_provider() -> None:
     from modules.storage.settings import StorageSettings
     from modules.storage.vectors import factory

@@ -20,7 +20,6 @@ from modules.storage.vectors.base import VectorDocument, VectorProvider
 from modules.storage.vectors.errors import VectorCollectionError, VectorNotFoundError, VectorUnavailableError
 from modules.storage.vectors.factory import VectorContext
 from modules.storage.vectors.in_memory import InMemoryProvider
-from modules.storage.vectors.pgvector import PgvectorProvider
 from modules.storage.vectors.registry import register_vector_provider
 from modules.storage.vectors.sqlite import SQLiteVectorProvider
 from modules.store_common.errors import (
@@ -31,6 +30,11 @@ from modules.store_common.errors import (
     TenantContextError,
 )
 from modules.store_common.tenancy import tenant_context
+
+try:
+    from modules.storage.vectors.pgvector import PgvectorProvider
+except ModuleNotFoundError:  # the core suite runs without PostgreSQL's packages
+    PgvectorProvider = VectorProvider  # type: ignore[misc,assignment]
 
 # --- made and opened ----------------------------------------------------------------------------------------------
 

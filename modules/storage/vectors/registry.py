@@ -12,7 +12,12 @@ from importlib.metadata import entry_points
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
 
 from modules.storage.vectors.base import VectorProvider
-from modules.store_common.errors import AlreadyExistsError, NotConfiguredError, StorageError
+from modules.store_common.errors import (
+    AlreadyExistsError,
+    MissingDependencyError,
+    NotConfiguredError,
+    StorageError,
+)
 from modules.store_common.values import check_identifier
 
 __all__ = [
@@ -35,6 +40,7 @@ _OURS: Dict[str, str] = {
     "pinecone": "modules.storage.vectors.pinecone:PineconeProvider",
     "sqlite": "modules.storage.vectors.sqlite:SQLiteVectorProvider",
 }
+_EXTRAS = {"chroma": "chroma", "pgvector": "postgres", "pinecone": "pinecone"}
 _registered: Dict[str, Type[VectorProvider]] = {}
 
 
@@ -79,7 +85,12 @@ def get_vector_provider(name: str) -> Type[VectorProvider]:
         return found
     if name in _OURS:
         room, _, attribute = _OURS[name].partition(":")
-        loaded: Any = getattr(importlib.import_module(room), attribute)
+        try:
+            loaded: Any = getattr(importlib.import_module(room), attribute)
+        except ModuleNotFoundError as exc:
+            if name not in _EXTRAS or str(exc.name).startswith("modules"):
+                raise
+            raise MissingDependencyError(str(exc.name), _EXTRAS[name]) from exc
     else:
         entry = _entry_points().get(name)
         if entry is None:
