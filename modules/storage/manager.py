@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Union
 
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
-from modules.storage.maintenance import Maintenance, retention_policy
+from modules.storage.maintenance import Maintenance
 from modules.storage.manager_checks import health_checks, verify_tables
 from modules.storage.manager_schema import ensure_schema, require_known_schema
+from modules.storage.manager_stores import StoreParts, make_store, refuse_unbuilt
 from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
@@ -87,7 +88,8 @@ class StorageManager:
 
     async def _open(self) -> None:
         started = time.monotonic()
-        self._refuse_unbuilt()
+        check_vector_settings(self._settings)
+        refuse_unbuilt(self._settings)
         pool = SQLPool(self._settings.sql)
         await pool.initialize()
         try:
@@ -363,45 +365,9 @@ class StorageManager:
 
     def _make_store(self, name: str, executor: Executor) -> Any:
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
-        settings = self._settings
-        if name == "conversations":
-            from modules.conversation_store.repository import ConversationStore
-
-            return ConversationStore(
-                executor,
-                self._tenancy,
-                search_language=settings.sql.search_language,
-                retention=retention_policy(settings),
-                semantic=self.semantic_index,
-            )
-        if name == "kv":
-            from modules.Tools.Base_Tools.kv_store import KeyValueStore
-
-            return KeyValueStore(
-                executor,
-                self._tenancy,
-                namespace_quota_bytes=settings.kv.namespace_quota_bytes,
-                global_quota_bytes=settings.kv.global_quota_bytes,
-                default_ttl_seconds=settings.kv.default_ttl_seconds,
-            )
         if name == "vectors":
             return self._vector_stores().within(executor)
-        raise NotConfiguredError(
-            f"the {name} store is not configured: this release of atlas-storage does not have it yet"
-        )
-
-    def _refuse_unbuilt(self) -> None:
-        """Refuse settings that contradict each other or ask for a store of a later release; no other is quietly used."""
-        check_vector_settings(self._settings)
-        for field in ("use_mongo_for_conversations", "use_mongo_for_jobs"):
-            if getattr(self._settings, field):
-                raise NotConfiguredError(
-                    f"{field} is set, but this release of atlas-storage has no MongoDB stores yet; unset it"
-                )
-        if self._settings.kv.backend != "sql":
-            raise NotConfiguredError(
-                "kv.backend names a back end that this release of atlas-storage does not have; use sql"
-            )
+        return make_store(name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index))
 
 
 def _as_settings(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageSettings:

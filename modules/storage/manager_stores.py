@@ -1,0 +1,95 @@
+"""How the manager makes each domain store on an executor: the pool's, or that of a unit of work.
+
+The stores' packages are imported here, at first use, so that an application pays only for those it asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
+
+from modules.storage.maintenance import retention_policy
+from modules.store_common.errors import NotConfiguredError
+
+if TYPE_CHECKING:
+    from modules.storage.operations import Executor
+    from modules.storage.semantic import SemanticIndex
+    from modules.storage.settings import StorageSettings
+    from modules.store_common.tenancy import TenantPolicy
+
+__all__ = ["StoreParts", "make_store", "refuse_unbuilt"]
+
+
+@dataclass(frozen=True)
+class StoreParts:
+    """What stores are made of.
+
+    Attributes:
+        executor: Runs their operations.
+        settings: Of the manager.
+        tenancy: How the tenant of a call is found.
+        semantic: What finds messages by meaning; None: nothing does.
+    """
+
+    executor: Executor
+    settings: StorageSettings
+    tenancy: TenantPolicy
+    semantic: Optional[SemanticIndex]
+
+
+def make_store(name: str, parts: StoreParts) -> Any:
+    """Make the store `name`.
+
+    Raises:
+        NotConfiguredError: this release has no such store.
+    """
+    maker = _MAKERS.get(name)
+    if maker is None:
+        raise NotConfiguredError(
+            f"the {name} store is not configured: this release of atlas-storage does not have it yet"
+        )
+    return maker(parts)
+
+
+def refuse_unbuilt(settings: StorageSettings) -> None:
+    """Refuse settings that ask for a store of a later release; no other is quietly used."""
+    for field in ("use_mongo_for_conversations", "use_mongo_for_jobs"):
+        if getattr(settings, field):
+            raise NotConfiguredError(
+                f"{field} is set, but this release of atlas-storage has no MongoDB stores yet; unset it"
+            )
+    if settings.kv.backend != "sql":
+        raise NotConfiguredError(
+            "kv.backend names a back end that this release of atlas-storage does not have; use sql"
+        )
+
+
+def _conversations(parts: StoreParts) -> Any:
+    from modules.conversation_store.repository import ConversationStore
+
+    return ConversationStore(
+        parts.executor,
+        parts.tenancy,
+        search_language=parts.settings.sql.search_language,
+        retention=retention_policy(parts.settings),
+        semantic=parts.semantic,
+    )
+
+
+def _kv(parts: StoreParts) -> Any:
+    from modules.Tools.Base_Tools.kv_store import KeyValueStore
+
+    settings = parts.settings.kv
+    return KeyValueStore(
+        parts.executor,
+        parts.tenancy,
+        namespace_quota_bytes=settings.namespace_quota_bytes,
+        global_quota_bytes=settings.global_quota_bytes,
+        default_ttl_seconds=settings.default_ttl_seconds,
+    )
+
+
+_MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
+    "conversations": _conversations,
+    "kv": _kv,
+}
