@@ -90,7 +90,9 @@ async def test_a_class_registered_by_the_application(site: Path, tmp_path: Path)
 
 async def test_a_name_that_nobody_registered(site: Path, tmp_path: Path) -> None:
     install(site, "box", "atlas_box:BoxProvider")
-    with pytest.raises(SettingsError, match=r"there are box, chroma, .*sqlite, none; did you mean box") as caught:
+    with pytest.raises(
+        SettingsError, match=r"there are box, chroma, .*sqlite, none; did you mean box"
+    ) as caught:
         await StorageManager(settings(tmp_path, "boxx")).initialize()
     assert (caught.value.key, caught.value.source) == ("vectors.backend", "mapping: vectors.backend")
     assert os.listdir(tmp_path) == ["site"], "refused before anything was opened"
