@@ -21,6 +21,9 @@ from modules.storage.pool import SQLPool
 from modules.storage.settings import StorageSettings
 from modules.store_common.errors import BusyError
 
+# What revisions after the second bring.
+LATER_TABLES = ("atlas_embedding", "atlas_job")
+
 
 def tables(engine: Any) -> List[str]:
     return sorted(inspect(engine).get_table_names())
