@@ -89,7 +89,21 @@ def _kv(parts: StoreParts) -> Any:
     )
 
 
+def _jobs(parts: StoreParts) -> Any:
+    from modules.job_store.repository import JobStore
+
+    return JobStore(parts.executor, parts.tenancy)
+
+
+def _job_queue(parts: StoreParts) -> Any:
+    from modules.job_store.queue import JobQueue
+
+    return JobQueue(parts.executor)
+
+
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
     "conversations": _conversations,
+    "job_queue": _job_queue,
+    "jobs": _jobs,
     "kv": _kv,
 }
