@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _AHEAD_S = 0.25
 _MOST = 1000
 _SHORTEST_WAIT_S = 0.001
-_BLOCKED_S = 0.1
+_BLOCKED_S = 0.05
 
 
 class Pace:
@@ -68,8 +68,6 @@ class Claimer:
         statistics: Where to count.
         worker: The worker's name.
         queues: Where from.
-        tenant_id: Of one tenant only; None: of all.
-        concurrency: Slots.
         prefetch: The most that is claimed ahead.
         lease_s: Of a claim, in seconds.
         poll_s: Look at least this often, in seconds.
@@ -86,8 +84,6 @@ class Claimer:
         *,
         worker: str,
         queues: Sequence[str],
-        tenant_id: Optional[str],
-        concurrency: int,
         prefetch: int,
         lease_s: float,
         poll_s: float,
@@ -100,8 +96,6 @@ class Claimer:
         self._statistics = statistics
         self._worker = worker
         self._queues = tuple(queues)
-        self._tenant_id = tenant_id
-        self._concurrency = concurrency
         self._prefetch = prefetch
         self._lease_s = lease_s
         self._poll_s = poll_s
@@ -109,6 +103,7 @@ class Claimer:
         self._wake: Optional[asyncio.Event] = None
         self._room: Optional[asyncio.Event] = None
         self._stopping = False
+        self._blocked_s = _BLOCKED_S
         self._pace = Pace()
         self._outages = Outages("claim", statistics)
 
@@ -170,9 +165,7 @@ class Claimer:
 
     async def _claim(self, wanted: int) -> int:
         asked_at = time.monotonic()
-        claims = await self._queue.claim(
-            self._worker, self._queues, limit=wanted, lease_s=self._lease_s, tenant_id=self._tenant_id
-        )
+        claims = await self._queue.claim(self._worker, self._queues, limit=wanted, lease_s=self._lease_s)
         if claims:
             self._statistics.claimed += len(claims)
             self._holdings.add(claims, asked_at)
@@ -188,11 +181,14 @@ class Claimer:
             self._idle()
         seconds = self._poll_s
         try:
-            due_s = await self._queue.next_due_in(self._queues, tenant_id=self._tenant_id)
-            if due_s is not None:
+            due_s = await self._queue.next_due_in(self._queues)
+            if due_s is not None and due_s <= 0 and not found:
                 # due and yet not claimed: a limit holds it back, or another worker is about to take it
-                least = _BLOCKED_S if due_s <= 0 and not found else _SHORTEST_WAIT_S
-                seconds = min(seconds, max(due_s, least))
+                self._blocked_s = min(2 * self._blocked_s, self._poll_s)
+                seconds = self._blocked_s
+            elif due_s is not None:
+                self._blocked_s = _BLOCKED_S
+                seconds = min(seconds, max(due_s, _SHORTEST_WAIT_S))
             await within(self._wake.wait(), seconds)
         except asyncio.TimeoutError:
             return

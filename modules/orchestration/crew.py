@@ -49,6 +49,7 @@ class CrewOptions:
     heartbeat_s: float
     poll_s: float
     timeout_s: Optional[float]
+    until_idle: bool
     info: Dict[str, Any]
 
 
@@ -75,19 +76,22 @@ class Crew:
         idle: Callable[[], None],
     ) -> None:
         queue = storage.job_queue
+        if options.tenant_id is not None:
+            queue = queue.of_tenant(options.tenant_id)
         self._storage = storage
         self._options = options
         self._statistics = statistics
         self._holdings = Holdings()
         self._threads = HandlerThreads(options.concurrency, f"atlas-job-{options.name}")
-        self._settler = Settler(queue, self._holdings, statistics, settled)
+        self._told = settled
+        self._settler = Settler(queue, self._holdings, statistics, self._settled)
         self._runner = Runner(
             storage, handlers, self._threads, self._holdings, statistics,
             concurrency=options.concurrency, default_timeout_s=options.timeout_s, ended=self._ended,
         )  # fmt: skip
         self._claimer = Claimer(
             queue, self._runner, self._settler, self._holdings, statistics,
-            worker=options.name, queues=options.queues, tenant_id=options.tenant_id, prefetch=options.prefetch,
+            worker=options.name, queues=options.queues, prefetch=options.prefetch,
             lease_s=options.lease_s, poll_s=options.poll_s, idle=idle,
         )  # fmt: skip
         self._keeper = LeaseKeeper(
@@ -152,6 +156,15 @@ class Crew:
         self.measure()
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        await asyncio.Event().wait()
+
+    def _settled(self, held: Held, status: Optional[str]) -> None:
+        self._told(held, status)
+        if self._options.until_idle and not len(self._holdings):
+            # was that all? Nobody else may wake us to look
+            self._claimer.wake()
 
     def _ended(self, held: Held) -> None:
         if held.outcome is None:

@@ -1,4 +1,4 @@
-"""How a worker or scheduler shows itself: a live table on a terminal, plain lines into a pipe or file, JSON lines for programs."""
+"""How a worker shows itself: a live table on a terminal, plain lines into a pipe or file, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,13 @@ class WorkerDisplay:
             )  # fmt: skip
         if outcome.kind != "failed" and status is not None:
             return
-        became = "lost to another worker" if status is None else "to be tried again" if status == "scheduled" else status
+        became = (
+            "lost to another worker"
+            if status is None
+            else "to be tried again"
+            if status == "scheduled"
+            else status
+        )
         text = f"{claim.handler} {claim.id} attempt {claim.attempt}: {became}"
         if outcome.error_type is not None:
             text += f": {outcome.error_type}: {outcome.error_message}"

@@ -22,6 +22,7 @@ class Held:
 
     Attributes:
         claim: What proves that it is ours.
+        key: What tells the claim from all others.
         extended_at: Monotonic time at which its lease was asked for last, and given.
         context: What its handler got; None while it waits.
         task: What runs it; None while it waits.
@@ -30,21 +31,17 @@ class Held:
         outcome: How it ended; None until then.
     """
 
-    __slots__ = ("call", "claim", "context", "extended_at", "outcome", "task", "timer")
+    __slots__ = ("call", "claim", "context", "extended_at", "key", "outcome", "task", "timer")
 
     def __init__(self, claim: ClaimedJob, extended_at: float) -> None:
         self.claim = claim
+        self.key: Key = (claim.tenant_id, claim.id, claim.fence)
         self.extended_at = extended_at
         self.context: Optional[JobContext] = None
         self.task: Optional[asyncio.Task[None]] = None
         self.call: Optional[ThreadCall] = None
         self.timer: Optional[asyncio.TimerHandle] = None
         self.outcome: Optional[Outcome] = None
-
-    @property
-    def key(self) -> Key:
-        """What tells the claim from all others."""
-        return (self.claim.tenant_id, self.claim.id, self.claim.fence)
 
 
 class Holdings:

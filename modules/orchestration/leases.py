@@ -12,6 +12,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Callable, List, Optional
 
+from modules.job_store.errors import JobLeaseLostError
+from modules.job_store.records import Heartbeat
 from modules.orchestration.context import CANCELLED, LEASE_LOST
 from modules.orchestration.held import Held, Holdings, WorkerStatistics
 from modules.store_common.deadlines import deadline, within
@@ -101,7 +103,11 @@ class LeaseKeeper:
     async def _beat_part(self, part: List[Held]) -> None:
         asked_at = time.monotonic()
         with deadline(max(self._heartbeat_s, 1.0)):
-            beat = await self._queue.heartbeat([held.claim for held in part], lease_s=self._lease_s)
+            try:
+                beat = await self._queue.heartbeat([held.claim for held in part], lease_s=self._lease_s)
+            except JobLeaseLostError:
+                # of a single claim it is told this way
+                beat = Heartbeat((), (), tuple(held.claim for held in part))
         for claim in beat.kept:
             held = self._holdings.find(claim)
             if held is not None:

@@ -108,7 +108,7 @@ class Settler:
 
     async def _send(self, batch: List[Held]) -> List[Optional[str]]:
         outcomes = [held.outcome for held in batch if held.outcome is not None]
-        return list(await self._queue.settle(outcomes)) if outcomes else []
+        return await self._queue.settle_to(outcomes) if outcomes else []
 
     def _refused(self, held: Held, error: StorageError) -> None:
         """The store does not take this outcome; say so in its place, and if it does not take that, let it go."""

@@ -171,6 +171,11 @@ class Worker:
         return self._statistics
 
     @property
+    def handlers(self) -> List[str]:
+        """Names of the handlers that it has."""
+        return self._handlers.names
+
+    @property
     def left_behind(self) -> int:
         """Runs that ignored being stopped and still hold a task or a thread of this process."""
         return self._left_behind
@@ -189,7 +194,7 @@ class Worker:
             CrewOptions(
                 name=self.name, queues=self._queues, tenant_id=self._tenant_id, concurrency=self._concurrency,
                 prefetch=self._prefetch, lease_s=self._lease_s, heartbeat_s=self._heartbeat_s, poll_s=self._poll_s,
-                timeout_s=self._timeout_s, info=_info(self._concurrency),
+                timeout_s=self._timeout_s, until_idle=self._until_idle, info=_info(self._concurrency),
             ),
             statistics=self._statistics,
             settled=self._settled,

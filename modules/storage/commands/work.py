@@ -34,13 +34,21 @@ _POLL = typer.Option(5.0, "--poll", help="Look at least every so many seconds.",
 async def worker(
     call: Invocation,
     queues: List[str] = typer.Option(
-        ["default"], "--queues", help="Queues to serve: names with commas between, or given again.", metavar="NAMES"
+        ["default"],
+        "--queues",
+        help="Queues to serve: names with commas between, or given again.",
+        metavar="NAMES",
     ),
     concurrency: int = typer.Option(10, "--concurrency", help="Jobs at the same time.", metavar="N"),
     imports: List[str] = typer.Option(
-        [], "--import", help="Module that registers handlers (mypkg.handlers); may be given again.", metavar="MODULE"
+        [],
+        "--import",
+        help="Module that registers handlers (mypkg.handlers); may be given again.",
+        metavar="MODULE",
     ),
-    grace: float = typer.Option(30.0, "--grace", help="Seconds for running jobs to end at SIGTERM.", metavar="SECONDS"),
+    grace: float = typer.Option(
+        30.0, "--grace", help="Seconds for running jobs to end at SIGTERM.", metavar="SECONDS"
+    ),
     lease: float = typer.Option(
         60.0, "--lease", help="A worker that is silent so long loses its jobs.", metavar="SECONDS"
     ),
@@ -48,7 +56,9 @@ async def worker(
         None, "--timeout", help="For jobs that have no timeout of their own.", metavar="SECONDS"
     ),
     poll: float = _POLL,
-    name: Optional[str] = typer.Option(None, "--name", help="Name of this worker; unique among those running.", metavar="NAME"),
+    name: Optional[str] = typer.Option(
+        None, "--name", help="Name of this worker; unique among those running.", metavar="NAME"
+    ),
     until_idle: bool = typer.Option(False, "--until-idle", help="End when no job is due."),
     with_scheduler: bool = typer.Option(False, "--scheduler", help="Be a scheduler as well."),
 ) -> Optional[int]:
@@ -58,7 +68,9 @@ async def worker(
     _load(imports)
     names = [part.strip() for text in queues for part in text.split(",")]
     if not all(names):
-        raise CommandUsageError("--queues has an empty name; give names with commas between, such as mail,reports")
+        raise CommandUsageError(
+            "--queues has an empty name; give names with commas between, such as mail,reports"
+        )
     async with call.storage() as storage:
         made = Worker(
             storage, queues=names, concurrency=concurrency, grace_s=grace, lease_s=lease, timeout_s=timeout, poll_s=poll,
@@ -147,7 +159,9 @@ def _load(imports: List[str]) -> None:
         raise CommandUsageError(str(exc)) from exc
     if not len(default_handlers):
         where = f"{', '.join(imports)} registers none" if imports else "give --import mypkg.handlers"
-        raise CommandUsageError(f"there are no handlers: {where}; a handler is a function under @handler(\"name\")")
+        raise CommandUsageError(
+            f'there are no handlers: {where}; a handler is a function under @handler("name")'
+        )
 
 
 async def _beside(main: Awaitable[Any], others: List[Awaitable[Any]]) -> None:
@@ -169,7 +183,9 @@ async def _beside(main: Awaitable[Any], others: List[Awaitable[Any]]) -> None:
 
 def _leave(call: Invocation, count: int) -> None:
     """End without waiting for handlers that ignore being stopped: neither the loop's nor the threads' clean-up would."""
-    call.out.warn(f"{count} handler{'s' if count > 1 else ''} ignored being stopped and {'were' if count > 1 else 'was'} left behind")
+    call.out.warn(
+        f"{count} handler{'s' if count > 1 else ''} ignored being stopped and {'were' if count > 1 else 'was'} left behind"
+    )
     _flush()
     sys.stderr.flush()
     os._exit(FAILED)
