@@ -291,7 +291,7 @@ class StorageSettings(Section):
 
     @classmethod
     def from_yaml(cls, path: Union[str, os.PathLike[str]]) -> StorageSettings:
-        """Settings from the `storage:` block of a YAML file; other blocks are not ours."""
+        """Settings from the `storage:` block of a YAML file, where `${NAME}` is an environment variable."""
         return cls._from_layers([yaml_layer(cls, path)])
 
     @classmethod
@@ -308,7 +308,7 @@ class StorageSettings(Section):
         """
         if yaml_path is None and Path(DEFAULT_CONFIG_FILE).is_file():
             yaml_path = DEFAULT_CONFIG_FILE
-        layers = [] if yaml_path is None else [yaml_layer(cls, yaml_path)]
+        layers = [] if yaml_path is None else [yaml_layer(cls, yaml_path, environ)]
         return cls._from_layers([*layers, environment_layer(cls, environ)])
 
     def merged_with(self, overrides: Mapping[str, Any]) -> StorageSettings:
