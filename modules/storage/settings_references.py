@@ -45,7 +45,9 @@ def resolve(text: str, environ: Mapping[str, str]) -> str:
         if found.strip():
             return found
         if body["default"] is None:
-            raise UnresolvedReferenceError(f"refers to the environment variable {body['name']}, which is not set")
+            raise UnresolvedReferenceError(
+                f"refers to the environment variable {body['name']}, which is not set"
+            )
         return body["default"]
 
     return _REFERENCE.sub(value_of, text)
