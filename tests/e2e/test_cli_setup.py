@@ -72,7 +72,7 @@ def test_a_place_that_cannot_be_used_is_told_and_nothing_is_written(cli: Any) ->
     ("arguments", "code", "words"),
     [
         (["--conversations", "mars"], 2, "--conversations must be sql or mongo"),
-        (["--vectors", "pinecon"], 2, "vectors.backend"),
+        (["--vectors", "pinecon"], 1, "did you mean pinecone"),
         (["--set", "sql.pool.sizes=3"], 2, "did you mean size"),
         (["--set", "nonsense"], 2, "NAME=VALUE"),
         (["--url", "sqlite:///a", "--sqlite-path", "b"], 2, "not both"),

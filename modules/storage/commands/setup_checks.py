@@ -54,11 +54,12 @@ async def _sql(settings: StorageSettings) -> str:
 
     state = await schema_state(settings)
     if not state.exists:
-        _require_writable(Path(settings.sql.path).expanduser().absolute())
+        _require_writable(settings.sql.path)
     return f"{settings.sql.get_safe_url()}: {state.summary}"
 
 
-def _require_writable(file: Path) -> None:
+def _require_writable(path: str) -> None:
+    file = Path(path).expanduser().absolute()
     existing = next(path for path in file.parents if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise _NotUsableError(f"{file} cannot be made: {existing} is no directory that can be written to")
