@@ -35,6 +35,7 @@ def differences(engine: Engine) -> List[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
+    import modules.access_store.models
     import modules.conversation_store.backlog_models
     import modules.conversation_store.models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
