@@ -37,6 +37,7 @@ from .settings_base import (
     Text,
     TLSMode,
     Url,
+    VectorBackend,
     VectorBackendType,
     adopt_url,
     blank_to_none,
@@ -187,9 +188,10 @@ class MongoBackendSettings(Section):
 class VectorBackendSettings(Section):
     """Where vectors are kept, and the settings of each place."""
 
-    backend: VectorBackendType = Field(
+    backend: VectorBackend = Field(
         VectorBackendType.SQLITE,
-        description="`sqlite` (embedded), `pgvector`, `chroma`, `pinecone`, `in_memory` or `none`.",
+        description="`sqlite` (embedded), `pgvector`, `chroma`, `pinecone`, `in_memory`, `none`, or the name of a "
+        "provider that a package of somebody else registers.",
     )
     collection_name: Text = Field("atlas_vectors", description="Collection used when a call names none.")
     embedding_dimension: Int = Field(1536, ge=1, description="Numbers per vector in a new collection.")
