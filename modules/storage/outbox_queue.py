@@ -155,7 +155,7 @@ async def announce(tx: Transaction, topic: str, tenant_id: str, key: str, *, ver
 async def claim(tx: Transaction, target: str, token: str, limit: int, lease_s: float) -> List[OutboxEntry]:
     """Take up to `limit` dirty keys of a target that nobody holds, for `lease_s` seconds, the longest dirty first."""
     rows = await tx.all(CLAIM, target=target, claim=token, limit=limit, seconds=lease_s)
-    return sorted((OutboxEntry(*row, token) for row in rows), key=lambda entry: entry.staged_at)
+    return sorted((OutboxEntry(*(*row, token)) for row in rows), key=lambda entry: entry.staged_at)
 
 
 @write

@@ -54,7 +54,7 @@ _KIND = bindparam("kind", type_=String())
 _NAME = bindparam("key", type_=String())
 _THIS = (_TENANT, _TARGET, _KIND, _NAME)
 _CLAIM = bindparam("claim", type_=String())
-_SECONDS = bindparam("seconds", type_=Double())
+_SECONDS: Any = bindparam("seconds", type_=Double())
 _LIMIT = bindparam("limit", type_=BigInteger)
 _IS_THIS = "tenant_id = :tenant_id AND target = :target AND kind = :kind AND key = :key"
 
