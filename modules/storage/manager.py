@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session, sessionmaker
 
+    from modules.access_store.repository import AccessStore
     from modules.conversation_store.repository import ConversationStore
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
@@ -183,6 +184,12 @@ class StorageManager:
     def kv(self) -> KeyValueStore:
         """Values by namespace and key."""
         store: KeyValueStore = self._store("kv")
+        return store
+
+    @property
+    def access(self) -> AccessStore:
+        """The tokens of the HTTP API."""
+        store: AccessStore = self._store("access")
         return store
 
     @property

@@ -64,6 +64,12 @@ def refuse_unbuilt(settings: StorageSettings) -> None:
         )
 
 
+def _access(parts: StoreParts) -> Any:
+    from modules.access_store.repository import AccessStore
+
+    return AccessStore(parts.executor, parts.tenancy)
+
+
 def _conversations(parts: StoreParts) -> Any:
     from modules.conversation_store.repository import ConversationStore
 
@@ -90,6 +96,7 @@ def _kv(parts: StoreParts) -> Any:
 
 
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
+    "access": _access,
     "conversations": _conversations,
     "kv": _kv,
 }

@@ -33,7 +33,7 @@ from typing import Any, Awaitable, Callable, Dict, Tuple, Union
 
 from modules.store_common.errors import StorageError, UnavailableError
 
-__all__ = ["InjectedError", "arm", "armed", "disarm", "hits", "meet", "names"]
+__all__ = ["Action", "InjectedError", "arm", "armed", "disarm", "hits", "meet", "names"]
 
 #: What happens at a failpoint: one of the words above, or a function without arguments.
 Action = Union[str, Callable[[], Any]]

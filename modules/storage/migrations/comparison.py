@@ -35,6 +35,7 @@ def differences(engine: Engine) -> List[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
+    import modules.access_store.models
     import modules.conversation_store.backlog_models
     import modules.conversation_store.models
     import modules.storage.outbox_models
