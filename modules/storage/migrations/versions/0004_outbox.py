@@ -84,12 +84,11 @@ def _create_outbox() -> None:
         sa.Column("payload", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("tenant_id", "target", "kind", "key", name=op.f("pk_atlas_outbox")),
     )
-    for name, columns, state in (
-        ("pending", ["target", "available_at"], "pending"),
-        ("parked", ["target", "staged_at"], "parked"),
-        ("done", ["available_at"], "done"),
+    for name, columns, where in (
+        ("pending", ["target", "available_at"], sa.text("state = 'pending'")),
+        ("parked", ["target", "staged_at"], sa.text("state = 'parked'")),
+        ("done", ["available_at"], sa.text("state = 'done'")),
     ):
-        where = sa.text(f"state = '{state}'")
         op.create_index(
             f"ix_atlas_outbox_{name}", "atlas_outbox", columns, sqlite_where=where, postgresql_where=where
         )
