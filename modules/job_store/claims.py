@@ -14,7 +14,7 @@ from modules.job_store.records import ClaimedJob
 from modules.storage.operations import Transaction, write
 from modules.storage.statements import Row
 
-__all__ = ["Wanted", "claim", "claimed_job"]
+__all__ = ["Wanted", "claim", "claim_in_turn", "claim_keyed", "claim_limited", "claim_plain", "claimed_job"]
 
 # Rounds of parking blocked jobs and looking again, in one claim: each parks up to `limit` jobs.
 _ROUNDS = 10
@@ -185,7 +185,7 @@ class _Room:
 async def claim_in_turn(tx: Transaction, wanted: Wanted) -> List[Row]:
     """Claim in the writer's turn, where nobody else changes anything."""
     asked = orjson.dumps(wanted.queues).decode()
-    tokens: Dict[str, Any] = dict(await tx.all(sql.LIMITED, queues=asked))  # type: ignore[arg-type]
+    tokens: Dict[str, Any] = dict(await tx.all(sql.LIMITED, queues=asked))
     room = {
         queue: wanted.limit if tokens.get(queue) is None else int(tokens[queue]) for queue in wanted.queues
     }

@@ -64,6 +64,12 @@ def refuse_unbuilt(settings: StorageSettings) -> None:
         )
 
 
+def _access(parts: StoreParts) -> Any:
+    from modules.access_store.repository import AccessStore
+
+    return AccessStore(parts.executor, parts.tenancy)
+
+
 def _conversations(parts: StoreParts) -> Any:
     from modules.conversation_store.repository import ConversationStore
 
@@ -102,6 +108,7 @@ def _job_queue(parts: StoreParts) -> Any:
 
 
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
+    "access": _access,
     "conversations": _conversations,
     "job_queue": _job_queue,
     "jobs": _jobs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -20,9 +21,6 @@ from modules.storage.migrations.comparison import differences
 from modules.storage.pool import SQLPool
 from modules.storage.settings import StorageSettings
 from modules.store_common.errors import BusyError
-
-# What revisions after the second bring.
-LATER_TABLES = ("atlas_embedding", "atlas_job")
 
 
 def tables(engine: Any) -> List[str]:
@@ -402,11 +400,17 @@ async def test_the_registry_of_pgvector_is_the_one_that_the_provider_makes(
     assert differences(pool.engine) == [], "its tables of documents are not ours to compare"
     with pool.engine.begin() as connection:  # a database where the provider was used before the revision
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
-        for table in inspect(connection).get_table_names():
-            if table.startswith(LATER_TABLES):
-                connection.exec_driver_sql(f"DROP TABLE {table}")
+        for table in made_after("0002"):
+            connection.exec_driver_sql(f"DROP TABLE {table} CASCADE")
     assert runner.upgrade(pool.engine)[0] == "0002"
     assert registry_of(pool.engine) == migrated
+
+
+def made_after(revision: str) -> List[str]:
+    """The tables that later revisions make."""
+    files = Path(runner.__file__).with_name("versions").glob("*.py")
+    later = [file.read_text(encoding="utf-8") for file in files if file.name[:4] > revision]
+    return sorted({name for text in later for name in re.findall(r'create_table\(\s*"(\w+)"', text)})
 
 
 def registry_of(engine: Any) -> List[str]:
