@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
 from typing import Any, AsyncIterator, Dict, Tuple
 
-from benchmarks.jobs_contest import Figures, Queue
+from benchmarks.jobs_contest import Queue
 
 __all__ = ["PEERS"]
 
@@ -108,7 +107,9 @@ async def _procrastinate(url: str, concurrency: int) -> AsyncIterator[Queue]:
     import procrastinate
 
     logging.getLogger("procrastinate").setLevel(logging.CRITICAL)
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=concurrency + 4))
+    app = procrastinate.App(
+        connector=procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=concurrency + 4)
+    )
     async with app.open_async():
         if not await app.check_connection_async():
             await app.schema_manager.apply_schema_async()
