@@ -95,8 +95,15 @@ def _kv(parts: StoreParts) -> Any:
     )
 
 
+def _tasks(parts: StoreParts) -> Any:
+    from modules.task_store.repository import TaskStore
+
+    return TaskStore(parts.executor, parts.tenancy, search_language=parts.settings.sql.search_language)
+
+
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
     "access": _access,
     "conversations": _conversations,
     "kv": _kv,
+    "tasks": _tasks,
 }

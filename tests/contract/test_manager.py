@@ -23,7 +23,7 @@ from modules.store_common.errors import (
 )
 from tests.support.postgres import ROOT
 
-LATER = ("tasks", "jobs", "mongo_backend")
+LATER = ("jobs", "mongo_backend")
 OPEN_ONLY = (
     "conversations", "kv", "tasks", "jobs", "vectors", "vector_registry", "executor", "sql_pool", "sql_backend",
 )  # fmt: skip
