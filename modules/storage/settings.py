@@ -34,6 +34,7 @@ from .settings_base import (
     Section,
     SQLDialect,
     SqliteSynchronous,
+    TelemetryMode,
     Text,
     TLSMode,
     Url,
@@ -73,6 +74,7 @@ __all__ = [
     "SqliteSynchronous",
     "StorageSettings",
     "TLSMode",
+    "TelemetryMode",
     "VectorBackendSettings",
     "VectorBackendType",
 ]
@@ -269,6 +271,11 @@ class StorageSettings(Section):
     embedder_api_key: Optional[Secret] = Field(None, description="openai: API key. A secret.")
     embedder_dimension: Int = Field(
         0, ge=0, description="Numbers per vector of the embedder; 0 = the embedder's own."
+    )
+    telemetry: TelemetryMode = Field(
+        TelemetryMode.OFF,
+        description="What is counted of each operation: `off`, `metrics` (calls, errors, times; about a microsecond "
+        "each) or `opentelemetry` (the same, and spans through its API package).",
     )
     health_check_interval_seconds: Seconds = Field(
         30.0, description="Seconds between background health checks."
