@@ -41,22 +41,35 @@ CREATE INDEX ix_atlas_tasks_search ON atlas_tasks USING gin (search_vector)""",
 ]
 
 
+LANGUAGES = (
+    "simple", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish", "french", "german",
+    "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian", "nepali", "norwegian", "portuguese",
+    "romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
+)  # fmt: skip
+# Colons are marks of parameters to SQLAlchemy's text().
+SEARCH = {
+    language: {
+        "sqlite": [
+            item.replace("@STEMMER@", "porter " if language == "english" else "").replace(":", r"\:")
+            for item in SEARCH_SQLITE
+        ],
+        "postgresql": [
+            item.replace("@LANGUAGE@", language).replace(":", r"\:") for item in SEARCH_POSTGRESQL
+        ],
+    }
+    for language in LANGUAGES
+}
+
+
 def upgrade() -> None:
-    # revision 0001 has checked it against the languages that there are
-    language = op.get_context().opts["search_language"]
     _tasks()
     _task_tags()
     _task_dependencies()
     _task_assignments()
     _task_events()
-    if op.get_context().dialect.name == "sqlite":
-        statements = [
-            item.replace("@STEMMER@", "porter " if language == "english" else "") for item in SEARCH_SQLITE
-        ]
-    else:
-        statements = [item.replace("@LANGUAGE@", language) for item in SEARCH_POSTGRESQL]
-    for statement in statements:
-        op.execute(sa.text(statement.replace(":", r"\:")))
+    # revision 0001 has refused languages that there are not
+    for statement in SEARCH[op.get_context().opts["search_language"]][op.get_context().dialect.name]:
+        op.execute(sa.text(statement))
 
 
 def _tasks() -> None:
