@@ -45,6 +45,7 @@ def differences(engine: Engine) -> List[str]:
     import modules.access_store.models
     import modules.conversation_store.backlog_models
     import modules.conversation_store.models
+    import modules.job_store.models
     import modules.storage.outbox_models
     import modules.task_store.models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
