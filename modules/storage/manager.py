@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from modules.storage.semantic import SemanticIndex
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
+    from modules.task_store.repository import TaskStore
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["StorageManager"]
@@ -200,9 +201,10 @@ class StorageManager:
         return store
 
     @property
-    def tasks(self) -> Any:
-        """The task store. Not part of this release: `NotConfiguredError`."""
-        return self._store("tasks")
+    def tasks(self) -> TaskStore:
+        """Tasks: what is to be done, in which order, and how far it is."""
+        store: TaskStore = self._store("tasks")
+        return store
 
     @property
     def jobs(self) -> JobStore:

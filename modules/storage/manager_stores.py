@@ -97,6 +97,12 @@ def _kv(parts: StoreParts) -> Any:
     )
 
 
+def _tasks(parts: StoreParts) -> Any:
+    from modules.task_store.repository import TaskStore
+
+    return TaskStore(parts.executor, parts.tenancy, search_language=parts.settings.sql.search_language)
+
+
 def _jobs(parts: StoreParts) -> Any:
     from modules.job_store.repository import JobStore
 
@@ -115,4 +121,5 @@ _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
     "job_queue": _job_queue,
     "jobs": _jobs,
     "kv": _kv,
+    "tasks": _tasks,
 }
