@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from modules.job_store.repository import JobStore
     from modules.storage.operations import Operation
     from modules.storage.vectors.base import VectorProvider
+    from modules.task_store.repository import TaskStore
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["OutcomeUnknownError", "RollbackError", "UnitOfWork", "UnitOfWorkError", "UnitOfWorkState"]
@@ -125,9 +126,10 @@ class UnitOfWork:
         return store
 
     @property
-    def tasks(self) -> Any:
+    def tasks(self) -> TaskStore:
         """The task store, inside this unit."""
-        return self._store("tasks")
+        store: TaskStore = self._store("tasks")
+        return store
 
     @property
     def jobs(self) -> JobStore:
