@@ -45,8 +45,9 @@ _ALIKE = Statement(
         bindparam("payloads", type_=ARRAY(Text())),
     ),
     sqlite=text(
-        f"{_INSERT} SELECT {_GIVEN}, json_extract(g.value, '$[0]'), json_extract(g.value, '$[1]'), coalesce(:run_at, {NOW['sqlite']} + :delay_us),"
-        f" 0, 0, 0, 1, 0, {NOW['sqlite']}, {NOW['sqlite']} FROM json_each(:rows) AS g"
+        f"{_INSERT} SELECT {_GIVEN}, json_extract(g.value, '$[0]'), json_extract(g.value, '$[1]'),"
+        f" coalesce(:run_at, {NOW['sqlite']} + :delay_us), 0, 0, 0, 1, 0, {NOW['sqlite']}, {NOW['sqlite']}"
+        " FROM json_each(:rows) AS g"
     ).bindparams(*binds(*_SHARED), bindparam("rows", type_=Text())),
 )
 

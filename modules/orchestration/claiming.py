@@ -70,7 +70,7 @@ class Claimer:
         queues: Where from.
         prefetch: The most that is claimed ahead.
         lease_s: Of a claim, in seconds.
-        poll_s: Look at least this often, in seconds.
+        poll_s: Gives how many seconds to wait at most before looking, should a wake-up be missed.
         idle: Called when nothing was found and nothing is held.
     """
 
@@ -86,7 +86,7 @@ class Claimer:
         queues: Sequence[str],
         prefetch: int,
         lease_s: float,
-        poll_s: float,
+        poll_s: Callable[[], float],
         idle: Callable[[], None],
     ) -> None:
         self._queue = queue
@@ -174,28 +174,35 @@ class Claimer:
         return len(claims)
 
     async def _pause(self, found: int) -> None:
-        """Wait for a wake-up, for the next due time, or for the poll."""
-        if self._wake is None or self._wake.is_set():
-            return
+        """Wait for a wake-up, for the next due time, or for a look (which only reads) to find something."""
+        wake = self._wake
+        assert wake is not None  # noqa: S101 - made by run()
         if not found and not len(self._holdings):
             self._idle()
-        seconds = self._poll_s
-        try:
-            due_s = await self._queue.next_due_in(self._queues)
-            if due_s is not None and due_s <= 0 and not found:
-                # due and yet not claimed: a limit holds it back, or another worker is about to take it
-                self._blocked_s = min(2 * self._blocked_s, self._poll_s)
-                seconds = self._blocked_s
-            elif due_s is not None:
+        while not wake.is_set():
+            try:
+                due_s = await self._queue.next_due_in(self._queues)
+            except StorageError as exc:
+                if not exc.retryable:
+                    raise
+                await self._outage(exc)
+                return
+            seconds = self._poll_s()
+            if due_s is None:
+                self._blocked_s = _BLOCKED_S
+            elif due_s > 0:
                 self._blocked_s = _BLOCKED_S
                 seconds = min(seconds, max(due_s, _SHORTEST_WAIT_S))
-            await within(self._wake.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
-        except StorageError as exc:
-            if not exc.retryable:
-                raise
-            await self._outage(exc)
+            elif found:
+                return
+            else:
+                # due and yet not claimed: a limit holds it back, or another worker is about to take it
+                self._blocked_s = seconds = min(2 * self._blocked_s, seconds)
+            try:
+                await within(wake.wait(), seconds)
+            except asyncio.TimeoutError:
+                if due_s is not None and due_s <= seconds:
+                    return
 
     async def _outage(self, error: StorageError) -> None:
         """Wait, but not when stopping."""

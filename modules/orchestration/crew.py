@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Iterable, List, Optional, Tuple, TypeVar
 
+from modules.job_store.base import job_channel
 from modules.job_store.records import Outcome
 from modules.orchestration.claiming import Claimer
 from modules.orchestration.context import SHUTDOWN, JobContext
@@ -34,6 +35,7 @@ _CANCEL_S = 0.6
 _CANCEL_AGAIN_S = 0.1
 _STORE_S = 0.7
 _THREADS_S = 0.2
+_LISTEN_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class CrewOptions:
     prefetch: int
     lease_s: float
     heartbeat_s: float
-    poll_s: float
+    poll_s: Optional[float]
     timeout_s: Optional[float]
     until_idle: bool
     info: Dict[str, Any]
@@ -92,7 +94,7 @@ class Crew:
         self._claimer = Claimer(
             queue, self._runner, self._settler, self._holdings, statistics,
             worker=options.name, queues=options.queues, prefetch=options.prefetch,
-            lease_s=options.lease_s, poll_s=options.poll_s, idle=idle,
+            lease_s=options.lease_s, poll_s=self._poll_s, idle=idle,
         )  # fmt: skip
         self._keeper = LeaseKeeper(
             queue, self._holdings, statistics,
@@ -100,7 +102,7 @@ class Crew:
         )  # fmt: skip
         self._upkeep = Upkeep(
             queue, self._holdings, name=options.name, queues=options.queues, info=options.info,
-            every_s=min(options.poll_s, options.heartbeat_s),
+            every_s=options.heartbeat_s,
         )  # fmt: skip
         self._changed: Optional[asyncio.Event] = None
         self._tasks: Dict[str, asyncio.Task[None]] = {}
@@ -158,7 +160,16 @@ class Crew:
     # --- inside -------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        await asyncio.Event().wait()
+        """Pass wake-ups on."""
+        channels = [job_channel(queue) for queue in self._options.queues]
+        async with self._storage.wakeups.subscribe(*channels) as subscription:
+            while True:
+                if await subscription.wait(timeout_s=_LISTEN_S):
+                    self._claimer.wake()
+
+    def _poll_s(self) -> float:
+        given = self._options.poll_s
+        return self._storage.wakeups.poll_s if given is None else given
 
     def _settled(self, held: Held, status: Optional[str]) -> None:
         self._told(held, status)

@@ -52,7 +52,8 @@ class Worker:
         prefetch: The most jobs claimed ahead of the free slots, 0 to 1,000. How many it is follows the speed of the work.
         lease_s: A job whose worker is silent for so many seconds is given to another.
         heartbeat_s: Seconds between heartbeats; None: a quarter of the lease.
-        poll_s: Looks for jobs at least this often, in seconds, should a wake-up be missed.
+        poll_s: Looks for jobs at least this often, in seconds, should a wake-up be missed; None: as the database suggests,
+            5 s on PostgreSQL, 0.5 s on SQLite, where other processes cannot be heard.
         grace_s: Seconds that running jobs get to end when the worker stops.
         timeout_s: For jobs that have no timeout of their own; None: no limit.
         name: Unique among running workers; None: made of host, process and chance.
@@ -73,7 +74,7 @@ class Worker:
         prefetch: int = 500,
         lease_s: float = 60.0,
         heartbeat_s: Optional[float] = None,
-        poll_s: float = 5.0,
+        poll_s: Optional[float] = None,
         grace_s: float = 30.0,
         timeout_s: Optional[float] = None,
         name: Optional[str] = None,
@@ -90,7 +91,7 @@ class Worker:
         self._prefetch = prefetch
         self._lease_s = lease_s
         self._heartbeat_s = beat_s
-        self._poll_s = check_seconds(poll_s, "poll_s", least=0.001)
+        self._poll_s = None if poll_s is None else check_seconds(poll_s, "poll_s", least=0.001)
         self._grace_s = check_seconds(grace_s, "grace_s")
         self._timeout_s = timeout_s
         self._tenant_id = None if tenant_id is None else check_identifier(tenant_id, "tenant_id")

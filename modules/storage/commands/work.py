@@ -28,7 +28,9 @@ __all__ = [
     "worker",
 ]
 
-_POLL = typer.Option(5.0, "--poll", help="Look at least every so many seconds.", metavar="SECONDS")
+_POLL = typer.Option(
+    None, "--poll", help="Look at least every so many seconds (5; on SQLite 0.5).", metavar="SECONDS"
+)
 
 
 async def worker(
@@ -55,7 +57,7 @@ async def worker(
     timeout: Optional[float] = typer.Option(
         None, "--timeout", help="For jobs that have no timeout of their own.", metavar="SECONDS"
     ),
-    poll: float = _POLL,
+    poll: Optional[float] = _POLL,
     name: Optional[str] = typer.Option(
         None, "--name", help="Name of this worker; unique among those running.", metavar="NAME"
     ),
@@ -118,7 +120,7 @@ async def _work(
 
 async def scheduler(
     call: Invocation,
-    poll: float = _POLL,
+    poll: Optional[float] = _POLL,
     once: bool = typer.Option(False, "--once", help="Make what is due now, and end."),
 ) -> None:
     """Make jobs when their schedules say so, until SIGTERM or Ctrl-C. Several may run; each time is made once."""
