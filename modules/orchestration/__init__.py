@@ -1,3 +1,4 @@
+"""Runs jobs: `Worker` for what is due, `@handler` for what does the work.
 
     from modules.orchestration import Worker, handler
 

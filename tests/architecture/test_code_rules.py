@@ -30,7 +30,10 @@ SAFE_YAML_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader", "SafeLoader", "CSafe
 # A dynamic import from a name that is no constant: (file, scope) -> why the name cannot come from data.
 DYNAMIC_IMPORTS: Dict[Tuple[str, str], str] = {
     ("modules/storage/__init__.py", "__getattr__"): "the name is a value of the constant table above it",
-    ("modules/orchestration/__init__.py", "__getattr__"): "the name is a value of the constant table above it",
+    (
+        "modules/orchestration/__init__.py",
+        "__getattr__",
+    ): "the name is a value of the constant table above it",
     (
         "modules/orchestration/handlers.py",
         "load_handlers",
