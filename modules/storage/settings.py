@@ -43,6 +43,7 @@ from .settings_base import (
     blank_to_none,
     reveal,
 )
+from .settings_server import ServerSettings
 from .settings_sources import (
     Layer,
     Setting,
@@ -69,6 +70,7 @@ __all__ = [
     "SQLBackendSettings",
     "SQLDialect",
     "SecretUrl",
+    "ServerSettings",
     "SettingsError",
     "SqliteSynchronous",
     "StorageSettings",
@@ -252,6 +254,7 @@ class StorageSettings(Section):
     vectors: VectorBackendSettings = Field(default_factory=VectorBackendSettings, description="Vectors.")
     kv: KVStoreSettings = Field(default_factory=KVStoreSettings, description="Key-value store.")
     retention: RetentionSettings = Field(default_factory=RetentionSettings, description="Retention.")
+    server: ServerSettings = Field(default_factory=ServerSettings, description="HTTP API and dashboard.")
     use_mongo_for_conversations: bool = Field(False, description="Keep conversations in MongoDB.")
     use_mongo_for_jobs: bool = Field(False, description="Keep jobs in MongoDB.")
     require_tenant_context: bool = Field(False, description="Refuse every call that names no tenant.")

@@ -44,6 +44,7 @@ _PREFIXES: dict[KeyPath, str] = {
     ("vectors",): "ATLAS_VECTOR_",
     ("kv",): "ATLAS_KV_",
     ("retention",): "ATLAS_RETENTION_",
+    ("server",): "ATLAS_SERVER_",
 }
 # ... except these, whose short names are the customer's.
 _SHORT_NAMES: dict[KeyPath, str] = {
