@@ -18,6 +18,7 @@ from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
 from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
+from modules.storage.telemetry import Metrics, observed
 from modules.storage.unit_of_work import UnitOfWork
 from modules.store_common.errors import NotConfiguredError, NotInitializedError, StorageError
 from modules.store_common.tenancy import TenantPolicy
@@ -61,6 +62,7 @@ class StorageManager:
         self._settings = _as_settings(settings)
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
+        self._executor: Any = None
         self._vectors: Optional[VectorStores] = None
         self._semantic: Optional[SemanticIndex] = None
         self._stores: Dict[str, Any] = {}
@@ -68,6 +70,7 @@ class StorageManager:
         self._tasks: List[asyncio.Task[None]] = []
         self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
         self._process = os.getpid()
+        self._metrics = Metrics()
 
     # --- lifecycle ----------------------------------------------------------------------------------------------
 
@@ -102,7 +105,8 @@ class StorageManager:
             await pool.shutdown()
             raise
         self._process = os.getpid()
-        self._vectors = self._init_vector_store(pool)
+        self._executor = observed(pool.executor, self._settings, self._metrics)
+        self._vectors = self._init_vector_store()
         self._pool = pool
         maintenance = self.maintenance
         self._tasks = [
@@ -266,14 +270,16 @@ class StorageManager:
         Args:
             timeout: Seconds after which it is rolled back wherever it is.
         """
-        return UnitOfWork(self._open_pool().executor, self._make_store, timeout_s=timeout)
+        self._open_pool()
+        return UnitOfWork(self._executor, self._make_store, timeout_s=timeout)
 
     # --- databases ----------------------------------------------------------------------------------------------
 
     @property
     def executor(self) -> Executor:
         """What runs operations on the SQL database."""
-        executor: Executor = self._open_pool().executor
+        self._open_pool()
+        executor: Executor = self._executor
         return executor
 
     @property
@@ -325,6 +331,11 @@ class StorageManager:
         checks = health_checks(self._pool, self._vector_stores())
         return await check_all(checks, self._settings.health_check_timeout_seconds)
 
+    @property
+    def metrics(self) -> Metrics:
+        """Operations by store, name and outcome since the manager was made; empty unless `telemetry` is on."""
+        return self._metrics
+
     async def verify_stores(self) -> Dict[str, bool]:
         """Return for each configured store whether its tables are there."""
         return await verify_tables(self._open_pool(), self._vector_stores())
@@ -360,9 +371,9 @@ class StorageManager:
             raise NotInitializedError("the StorageManager")
         return self._vectors
 
-    def _init_vector_store(self, pool: SQLPool) -> VectorStores:
+    def _init_vector_store(self) -> VectorStores:
         """Return what makes the configured vector store when it is asked for; nothing is loaded or opened yet."""
-        return VectorStores(self._settings, pool.executor, self._tenancy)
+        return VectorStores(self._settings, self._executor, self._tenancy)
 
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)

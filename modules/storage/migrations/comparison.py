@@ -38,6 +38,7 @@ def differences(engine: Engine) -> List[str]:
     import modules.access_store.models
     import modules.conversation_store.backlog_models
     import modules.conversation_store.models
+    import modules.storage.outbox_models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
     from modules.storage.schema import Base
     from modules.storage.vectors.sqlite_models import TABLES
