@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Set, Tuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Iterator, Set, Tuple
 
 from modules.Server.gate import Traffic
 from modules.Server.problems import ApiError
@@ -37,18 +38,31 @@ class Feed:
         self._traffic = traffic
         self._most = most
         self._waiting: Dict[_Key, Set[asyncio.Event]] = {}
+        self._pages: Set[asyncio.Event] = set()
         self.open_streams = 0
 
     def wake(self, tenant_id: str, conversation_id: str) -> None:
         """Tell the streams of a conversation that it has something new."""
-        for waiting in self._waiting.get((tenant_id, conversation_id), ()):
+        for waiting in (*self._waiting.get((tenant_id, conversation_id), ()), *self._pages):
             waiting.set()
 
     def wake_all(self) -> None:
         """Wake every stream: the server shuts down."""
-        for events in self._waiting.values():
+        for events in (*self._waiting.values(), self._pages):
             for waiting in events:
                 waiting.set()
+
+    @contextmanager
+    def counted(self) -> Iterator[asyncio.Event]:
+        """Count a stream of a page in the block; gives what is set when the page should look again."""
+        woken = asyncio.Event()
+        self._pages.add(woken)
+        self.open_streams += 1
+        try:
+            yield woken
+        finally:
+            self.open_streams -= 1
+            self._pages.discard(woken)
 
     def admit(self) -> None:
         """Refuse a stream when there are too many.

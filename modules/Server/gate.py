@@ -37,7 +37,7 @@ _SECURITY: _Headers = [
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
@@ -64,6 +64,7 @@ class Traffic:
 
     Attributes:
         in_flight: Requests whose answer has not ended.
+        answered: Requests that have ended.
         refused: Requests refused because there were too many.
         draining: Set while the server shuts down: streams end, connections are closed after their answer.
     """
@@ -71,6 +72,7 @@ class Traffic:
     def __init__(self) -> None:
         self.in_flight = 0
         self.refused = 0
+        self.answered = 0
         self.draining = False
 
 
@@ -112,6 +114,7 @@ class Gate:
                 await passage.run()
         finally:
             self._traffic.in_flight -= 1
+            self._traffic.answered += 1
             self._observe(scope, passage.status, time.perf_counter() - passage.started)
 
     def _refusal(self, scope: Dict[str, Any]) -> Any:

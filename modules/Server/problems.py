@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Type
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from modules.Server.replies import Json
 from modules.store_common.errors import StorageError
@@ -159,7 +160,18 @@ def _request_id(request: Request) -> Optional[str]:
     return found if isinstance(found, str) else None
 
 
-async def _storage_error(request: Request, exc: Any) -> Json:
+def _tell(request: Request, status: int, code: str, detail: str, **more: Any) -> Response:
+    """Return the answer: a page where a person looks, problem details elsewhere."""
+    request_id = _request_id(request)
+    page = getattr(request.app.state, "error_page", None)
+    wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1")
+    if page is not None and wants_page:
+        answer: Response = page(request, status, HTTPStatus(status).phrase, code, detail, request_id)
+        return answer
+    return problem(status, code, detail, request_id=request_id, **more)
+
+
+async def _storage_error(request: Request, exc: Any) -> Response:
     kind = type(exc)
     conditional = bool({"if-match", "if-none-match"} & set(request.headers.keys()))
     status = status_of(kind, conditional=conditional)
@@ -169,53 +181,48 @@ async def _storage_error(request: Request, exc: Any) -> Json:
         logger.error("server.request.failed", extra={"error_type": kind.__name__}, exc_info=exc)
         detail = "the storage failed; the server's log says why"
     expected, actual = getattr(exc, "expected", None), getattr(exc, "actual", None)
-    return problem(
+    return _tell(
+        request,
         status,
         code_of(kind),
         detail,
         retryable=exc.retryable,
-        request_id=_request_id(request),
         expected=expected if isinstance(expected, int) else None,
         actual=actual if isinstance(actual, int) else None,
     )
 
 
-async def _api_error(request: Request, exc: Any) -> Json:
-    return problem(
-        exc.status,
-        exc.code,
-        exc.detail,
-        retryable=exc.retryable,
-        headers=exc.headers,
-        request_id=_request_id(request),
-    )
+async def _api_error(request: Request, exc: Any) -> Response:
+    return _tell(request, exc.status, exc.code, exc.detail, retryable=exc.retryable, headers=exc.headers)
 
 
-async def _invalid_request(request: Request, exc: Any) -> Json:
+async def _invalid_request(request: Request, exc: Any) -> Response:
     errors: List[Dict[str, Any]] = []
     for error in exc.errors()[:_MOST_ERRORS]:
         # "input" is what the caller sent: it is not sent back
         where = [str(part)[:100] for part in error.get("loc", ())]
         errors.append({"at": where, "reason": str(error.get("msg", ""))[:300], "kind": error.get("type")})
     first = f"{'.'.join(errors[0]['at'])}: {errors[0]['reason']}" if errors else "the request is not valid"
-    return problem(422, "invalid_request", first, request_id=_request_id(request), errors=errors)
+    return _tell(request, 422, "invalid_request", first, errors=errors)
 
 
-async def _http_error(request: Request, exc: Any) -> Json:
+async def _http_error(request: Request, exc: Any) -> Response:
     code = _HTTP_CODES.get(exc.status_code, "bad_request" if exc.status_code < 500 else "internal")
     details = {
         404: "there is no such path; /openapi.json lists them",
         405: "this path does not take that method; the header Allow says which it takes",
     }
     detail = details.get(exc.status_code, str(exc.detail))
-    return problem(exc.status_code, code, detail, headers=exc.headers or {}, request_id=_request_id(request))
+    return _tell(request, exc.status_code, code, detail, headers=exc.headers or {})
 
 
-async def _defect(request: Request, exc: Exception) -> Json:
-    # The server's own error handler logs it; its text may hold anything.
-    return problem(
-        500,
-        "internal",
-        "a defect of atlas-storage; the server's log has it under this request id",
-        request_id=_request_id(request),
+async def _defect(request: Request, exc: Exception) -> Response:
+    # its text may hold anything, so it goes to the log only
+    logger.error(
+        "server.request.defect",
+        extra={"error_type": type(exc).__name__, "entity_id": _request_id(request)},
+        exc_info=exc,
+    )
+    return _tell(
+        request, 500, "internal", "a defect of atlas-storage; the server's log has it under this request id"
     )

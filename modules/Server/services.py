@@ -10,7 +10,9 @@ from starlette.requests import Request
 from modules.Server.authentication import Authenticator
 from modules.Server.feed import Feed
 from modules.Server.gate import Traffic
+from modules.Server.history import History
 from modules.Server.metrics import Metrics
+from modules.Server.sessions import Sessions
 
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
@@ -30,6 +32,8 @@ class Services:
         authenticator: Knows tokens.
         feed: Tells streams of new messages.
         metrics: What Prometheus is told.
+        sessions: The logins of the dashboard.
+        history: The last minutes.
     """
 
     storage: StorageManager
@@ -38,11 +42,15 @@ class Services:
     authenticator: Authenticator = field(init=False)
     feed: Feed = field(init=False)
     metrics: Metrics = field(init=False)
+    sessions: Sessions = field(init=False)
+    history: History = field(init=False)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(self.storage)
         self.feed = Feed(self.storage, self.traffic, self.settings.max_streams)
         self.metrics = Metrics(self.storage, self.traffic, self.feed)
+        self.sessions = Sessions(self.settings.session_seconds)
+        self.history = History(self.storage, self.traffic)
 
 
 def services_of(request: Request) -> Services:

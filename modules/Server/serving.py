@@ -45,6 +45,7 @@ class HttpServer:
         self._services: Services = self._app.state.services
         self._server: Any = None
         self._task: Optional[asyncio.Task[None]] = None
+        self._history: Optional[asyncio.Task[None]] = None
         self._port = 0
 
     @property
@@ -69,6 +70,7 @@ class HttpServer:
             await asyncio.sleep(0.01)
         if self._task.done():
             await self._task
+        self._history = asyncio.create_task(self._services.history.run(), name="atlas-storage-server-history")
         logger.info("server.started", extra={"detail": self.url})
 
     async def stop(self) -> None:
@@ -81,6 +83,9 @@ class HttpServer:
         await asyncio.sleep(_DRAIN_S)
         self._server.should_exit = True
         await task
+        if self._history is not None:
+            self._history.cancel()
+            await asyncio.wait({self._history})
         await self._services.authenticator.close()
         logger.info("server.stopped")
 
