@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from modules.access_store.repository import AccessStore
     from modules.conversation_store.repository import ConversationStore
+    from modules.job_store.queue import JobQueue
+    from modules.job_store.repository import JobStore
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from modules.storage.semantic import SemanticIndex
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
+    from modules.task_store.repository import TaskStore
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["StorageManager"]
@@ -197,14 +200,22 @@ class StorageManager:
         return store
 
     @property
-    def tasks(self) -> Any:
-        """The task store. Not part of this release: `NotConfiguredError`."""
-        return self._store("tasks")
+    def tasks(self) -> TaskStore:
+        """Tasks: what is to be done, in which order, and how far it is."""
+        store: TaskStore = self._store("tasks")
+        return store
 
     @property
-    def jobs(self) -> Any:
-        """The job store. Not part of this release: `NotConfiguredError`."""
-        return self._store("jobs")
+    def jobs(self) -> JobStore:
+        """Jobs of one tenant at a time: enqueue, read, change, schedule."""
+        store: JobStore = self._store("jobs")
+        return store
+
+    @property
+    def job_queue(self) -> JobQueue:
+        """What workers and schedulers call, over all tenants: claim, heartbeat, settle."""
+        queue: JobQueue = self._store("job_queue")
+        return queue
 
     @property
     def vectors(self) -> VectorProvider:

@@ -95,8 +95,29 @@ def _kv(parts: StoreParts) -> Any:
     )
 
 
+def _tasks(parts: StoreParts) -> Any:
+    from modules.task_store.repository import TaskStore
+
+    return TaskStore(parts.executor, parts.tenancy, search_language=parts.settings.sql.search_language)
+
+
+def _jobs(parts: StoreParts) -> Any:
+    from modules.job_store.repository import JobStore
+
+    return JobStore(parts.executor, parts.tenancy)
+
+
+def _job_queue(parts: StoreParts) -> Any:
+    from modules.job_store.queue import JobQueue
+
+    return JobQueue(parts.executor)
+
+
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
     "access": _access,
     "conversations": _conversations,
+    "job_queue": _job_queue,
+    "jobs": _jobs,
     "kv": _kv,
+    "tasks": _tasks,
 }
