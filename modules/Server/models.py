@@ -146,7 +146,7 @@ class HitsOut(BaseModel):
 
 
 class EntryOut(BaseModel):
-    """An entry of the key-value store; its ETag is its version. Bytes are shown as {"$bytes": base64}."""
+    """An entry of the key-value store; its ETag is its version. Bytes are shown as {"base64": ...}."""
 
     namespace: str
     key: str

@@ -19,7 +19,7 @@ from modules.Server.problems import ApiError
 from modules.Server.replies import Json, plain
 from modules.store_common.errors import IdempotencyConflictError
 
-__all__ = ["NAMESPACE", "Reply", "key_of_request", "once"]
+__all__ = ["NAMESPACE", "Effect", "Reply", "key_of_request", "once"]
 
 NAMESPACE = "_http.replies"
 _KEPT_S = 24 * 3600.0

@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).isoformat()
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"$bytes": base64.b64encode(bytes(value)).decode()}
+        return {"base64": base64.b64encode(bytes(value)).decode()}
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if isinstance(value, (set, frozenset)):

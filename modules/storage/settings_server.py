@@ -28,7 +28,7 @@ class ServerSettings(Section):
         "and `server.host`.",
     )
     max_body_bytes: Int = Field(
-        17 * 1024 * 1024, ge=1024, description="Bytes that the body of a request may have."
+        17 * 1024 * 1024, ge=1, description="Bytes that the body of a request may have."
     )
     max_requests: Int = Field(
         4096, ge=1, description="Requests under way at the same time; more are refused with 503."

@@ -50,7 +50,7 @@ async def test_counting_with_a_key_counts_once(api: Any) -> None:
 async def test_bytes_are_shown_as_what_they_are(api: Any) -> None:
     await api.storage.kv.set("settings", "b", b"\x00\xff", tenant_id="acme")
 
-    assert (await api("GET", f"{KV}/b", 200)).json()["value"] == {"$bytes": "AP8="}
+    assert (await api("GET", f"{KV}/b", 200)).json()["value"] == {"base64": "AP8="}
 
 
 async def test_vectors_from_beginning_to_end(api: Any) -> None:

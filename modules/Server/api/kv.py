@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 router = APIRouter(prefix="/v1/kv", tags=["key-value"])
-Namespace = Annotated[str, Path(description="Namespace; encode a slash as %2F.", examples=["settings"])]
-Key = Annotated[str, Path(description="Key; encode a slash as %2F.", examples=["greeting"])]
+_Namespace = Annotated[str, Path(description="Namespace; encode a slash as %2F.", examples=["settings"])]
+_Key = Annotated[str, Path(description="Key; encode a slash as %2F.", examples=["greeting"])]
 _Ttl = Annotated[
     Optional[float],
     Field(ge=0, le=3.2e9, description="Seconds to live; 0 for ever; unset: the configured default."),
@@ -75,7 +75,7 @@ async def list_namespaces(caller: Reader, limit: Limit = 100, cursor: Cursor = N
 @router.get("/{namespace:segment}", response_model=PageOf[EntryOut])
 async def list_keys(
     caller: Reader,
-    namespace: Namespace,
+    namespace: _Namespace,
     prefix: Annotated[str, Query(description="Only keys that begin with this.")] = "",
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -89,7 +89,7 @@ async def list_keys(
 
 @router.get("/{namespace:segment}/{key:segment}", response_model=EntryOut, responses=errors(304, 404))
 async def get_key(
-    caller: Reader, request: Request, namespace: Namespace, key: Key, if_none_match: IfNoneMatch = None
+    caller: Reader, request: Request, namespace: _Namespace, key: _Key, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get a value with its version and times."""
     found = await caller.storage.kv.get_entry(namespace, key, tenant_id=caller.tenant_id)
@@ -103,8 +103,8 @@ async def get_key(
 @router.put("/{namespace:segment}/{key:segment}", response_model=VersionOut, responses=errors(412, 507))
 async def put_key(
     caller: Writer,
-    namespace: Namespace,
-    key: Key,
+    namespace: _Namespace,
+    key: _Key,
     body: Value,
     if_match: IfMatch = None,
     if_none_match: Annotated[Optional[str], Header(description="`*`: only if there is no entry.")] = None,
@@ -134,7 +134,7 @@ async def put_key(
     response_model=None,
     responses=errors(404, 412),
 )
-async def delete_key(caller: Writer, namespace: Namespace, key: Key, if_match: IfMatch = None) -> Response:
+async def delete_key(caller: Writer, namespace: _Namespace, key: _Key, if_match: IfMatch = None) -> Response:
     """Remove a key."""
     was_there = await caller.storage.kv.delete(
         namespace, key, expected_version=expected_version(if_match), tenant_id=caller.tenant_id
@@ -150,8 +150,8 @@ async def delete_key(caller: Writer, namespace: Namespace, key: Key, if_match: I
 async def increment_key(
     caller: Writer,
     request: Request,
-    namespace: Namespace,
-    key: Key,
+    namespace: _Namespace,
+    key: _Key,
     body: Increment,
     idempotency_key: IdempotencyKey = None,
 ) -> Json:

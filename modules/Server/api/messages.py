@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 router = APIRouter(prefix="/v1/conversations/{conversation_id:segment}", tags=["messages"])
-MessageId = Annotated[str, Path(description="Id of the message.", examples=["m1"])]
+_MessageId = Annotated[str, Path(description="Id of the message.", examples=["m1"])]
 _Sequence = Annotated[Optional[int], Query(ge=0, lt=2**62)]
 _Events: Dict[Any, Dict[str, Any]] = {
     200: {
@@ -173,7 +173,7 @@ async def get_message(
     caller: Reader,
     request: Request,
     conversation_id: ConversationId,
-    message_id: MessageId,
+    message_id: _MessageId,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Get a message."""
@@ -191,7 +191,7 @@ async def get_message(
 async def edit_message(
     caller: Writer,
     conversation_id: ConversationId,
-    message_id: MessageId,
+    message_id: _MessageId,
     body: MessageChange,
     if_match: IfMatch = None,
 ) -> Json:
@@ -212,7 +212,7 @@ async def edit_message(
 
 @router.delete("/messages/{message_id:segment}", response_model=MessageOut, responses=errors(404, 409, 412))
 async def delete_message(
-    caller: Writer, conversation_id: ConversationId, message_id: MessageId, if_match: IfMatch = None
+    caller: Writer, conversation_id: ConversationId, message_id: _MessageId, if_match: IfMatch = None
 ) -> Json:
     """Mark a message as deleted and return it: reads and searches leave it out."""
     gone = await caller.storage.conversations.soft_delete_message(

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 router = APIRouter(prefix="/v1/vectors", tags=["vectors"])
-Collection = Annotated[str, Path(description="Name of the collection.", examples=["docs"])]
+_Collection = Annotated[str, Path(description="Name of the collection.", examples=["docs"])]
 _Namespace = Annotated[Optional[str], Query(description="Only in this namespace.")]
 _Filter = Optional[Dict[str, Any]]
 
@@ -97,7 +97,7 @@ async def create_collection(caller: Writer, body: NewCollection) -> Json:
 
 
 @router.get("/{collection:segment}", response_model=CollectionOut, responses=errors(404, 501))
-async def get_collection(caller: Reader, collection: Collection) -> Json:
+async def get_collection(caller: Reader, collection: _Collection) -> Json:
     """Get a collection."""
     found = await caller.storage.vectors.get_collection(collection, tenant_id=caller.tenant_id)
     if found is None:
@@ -106,7 +106,7 @@ async def get_collection(caller: Reader, collection: Collection) -> Json:
 
 
 @router.delete("/{collection:segment}", status_code=204, response_model=None, responses=errors(404, 501))
-async def delete_collection(caller: Writer, collection: Collection) -> Response:
+async def delete_collection(caller: Writer, collection: _Collection) -> Response:
     """Delete a collection and its documents."""
     if not await caller.storage.vectors.delete_collection(collection, tenant_id=caller.tenant_id):
         raise VectorNotFoundError(f"this tenant has no collection {collection!r}")
@@ -116,7 +116,7 @@ async def delete_collection(caller: Writer, collection: Collection) -> Response:
 @router.get("/{collection:segment}/documents", response_model=PageOf[DocumentOut], responses=errors(404, 501))
 async def list_documents(
     caller: Reader,
-    collection: Collection,
+    collection: _Collection,
     namespace: _Namespace = None,
     include_vectors: bool = False,
     limit: Limit = 100,
@@ -131,7 +131,7 @@ async def list_documents(
 
 
 @router.post("/{collection:segment}/documents", response_model=CountOut, responses=errors(404, 409, 501))
-async def upsert_documents(caller: Writer, collection: Collection, body: Upsert) -> Json:
+async def upsert_documents(caller: Writer, collection: _Collection, body: Upsert) -> Json:
     """Store documents, each in place of the one with its id; the same request again changes nothing."""
     documents = [VectorDocument(item.id, item.vector, item.content, item.metadata) for item in body.documents]
     count = await caller.storage.vectors.upsert(
@@ -141,7 +141,7 @@ async def upsert_documents(caller: Writer, collection: Collection, body: Upsert)
 
 
 @router.post("/{collection:segment}/delete", response_model=CountOut, responses=errors(404, 501))
-async def delete_documents(caller: Writer, collection: Collection, body: Ids) -> Json:
+async def delete_documents(caller: Writer, collection: _Collection, body: Ids) -> Json:
     """Delete documents by id and say how many were there."""
     count = await caller.storage.vectors.delete(
         collection, body.ids, namespace=body.namespace, tenant_id=caller.tenant_id
@@ -150,7 +150,7 @@ async def delete_documents(caller: Writer, collection: Collection, body: Ids) ->
 
 
 @router.post("/{collection:segment}/search", response_model=NeighboursOut, responses=errors(404, 501))
-async def search_collection(caller: Reader, collection: Collection, body: Query_) -> Json:
+async def search_collection(caller: Reader, collection: _Collection, body: Query_) -> Json:
     """Find the documents nearest to a vector, best first."""
     found = await caller.storage.vectors.search(
         collection,

@@ -13,7 +13,17 @@ from modules.store_common.errors import MissingDependencyError
 
 __all__ = ["register", "serve"]
 
-_FIELDS = ("operation", "store", "entity_id", "tenant_id", "attempt", "duration_ms", "error_type", "count", "detail")
+_FIELDS = (
+    "operation",
+    "store",
+    "entity_id",
+    "tenant_id",
+    "attempt",
+    "duration_ms",
+    "error_type",
+    "count",
+    "detail",
+)
 
 
 async def serve(
