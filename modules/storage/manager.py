@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
+    from modules.storage.backends.wakeups import Wakeups
     from modules.storage.embedders_base import Embedder
     from modules.storage.operations import Executor
     from modules.storage.semantic import SemanticIndex
@@ -298,6 +299,11 @@ class StorageManager:
         """The pool of the SQL database."""
         return self._open_pool()
 
+    @property
+    def wakeups(self) -> Wakeups:
+        """Tells those who wait that there is something to do; see `modules.storage.backends.wakeups`."""
+        return self._open_pool().wakeups
+
     def get_sql_engine(self) -> Engine:
         """Return a synchronous SQLAlchemy engine on the SQL database."""
         return self._open_pool().engine
@@ -396,7 +402,10 @@ class StorageManager:
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
         if name == "vectors":
             return self._vector_stores().within(executor)
-        return make_store(name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index))
+        wake = self.wakeups.notify
+        return make_store(
+            name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)
+        )
 
 
 def _as_settings(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageSettings:
