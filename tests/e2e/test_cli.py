@@ -35,6 +35,7 @@ COMMANDS = [
     ["vectors", "search"],
     ["vectors", "rebuild"],
     ["vectors", "recall"],
+    ["setup"],
     ["serve"],
     ["token"],
     ["token", "create"],
