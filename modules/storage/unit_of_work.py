@@ -5,7 +5,8 @@
         await uow.kv.set("settings", "seen", True)
 
 The stores of the unit share one SQL transaction. It commits when the block ends, and rolls back when the block raises or
-its task is cancelled. After an operation in it has failed, only a rollback is possible.
+its task is cancelled. After an operation in it has failed, only a rollback is possible. What belongs to other stores is
+staged: written to the outbox in the same transaction, and applied by a relay after COMMIT (`await uow.applied(timeout)`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ from modules.storage.unit_contracts import (
     UnitOfWorkError,
     UnitOfWorkState,
 )
+from modules.storage.unit_keys import UnitKey, enter_key, keep_result
+from modules.storage.unit_staging import OutboxLink, Staging
+from modules.storage.unit_stores import UnitStores
+from modules.store_common import failpoints
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import (
     BusyError,
@@ -50,14 +55,13 @@ from modules.store_common.errors import (
     StorageError,
     UnavailableError,
 )
+from modules.store_common.tenancy import TenantPolicy
+from modules.store_common.values import encode_json
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from modules.conversation_store.repository import ConversationStore
     from modules.storage.operations import Operation
-    from modules.storage.vectors.base import VectorProvider
-    from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["OutcomeUnknownError", "RollbackError", "UnitOfWork", "UnitOfWorkError", "UnitOfWorkState"]
 
@@ -73,13 +77,16 @@ _DEFAULT_TIMEOUT_S = 30.0
 _active: ContextVar[Optional[UnitOfWork]] = ContextVar("atlas_storage_unit_of_work", default=None)
 
 
-class UnitOfWork:
+class UnitOfWork(UnitStores):
     """One transaction over the stores; made by `StorageManager.unit_of_work()`.
 
     Args:
         executor: The SQL database.
         make_store: Makes a store bound to this unit.
         timeout_s: After this many seconds the unit is rolled back wherever it is.
+        key: Makes the unit idempotent; see `make_key`.
+        tenancy: How the tenant of a staged key is found.
+        outbox: Whom to tell after COMMIT that something was staged.
     """
 
     def __init__(
@@ -88,12 +95,21 @@ class UnitOfWork:
         make_store: StoreMaker,
         *,
         timeout_s: float = _DEFAULT_TIMEOUT_S,
+        key: Optional[UnitKey] = None,
+        tenancy: Optional[TenantPolicy] = None,
+        outbox: Optional[OutboxLink] = None,
     ) -> None:
         if not timeout_s > 0:
             raise InvalidValueError("timeout must be a number of seconds greater than 0")
         self._database = executor
         self._make_store = make_store
         self._timeout_s = timeout_s
+        self._key = key
+        self._tenancy = TenantPolicy() if tenancy is None else tenancy
+        self._staging = Staging(executor, outbox)
+        self._result: Any = None
+        self._result_json: Optional[str] = None
+        self._replayed = False
         self._state = UnitOfWorkState.PENDING
         self._transaction: Optional[OpenTransaction] = None
         self._stores: Dict[str, Any] = {}
@@ -110,36 +126,35 @@ class UnitOfWork:
         return self._state
 
     @property
-    def conversations(self) -> ConversationStore:
-        """The conversation store, inside this unit."""
-        store: ConversationStore = self._store("conversations")
-        return store
+    def result(self) -> Any:
+        """What `set_result` was given, by this unit or by the first one with its key."""
+        return self._result
 
     @property
-    def kv(self) -> KeyValueStore:
-        """The key-value store, inside this unit."""
-        store: KeyValueStore = self._store("kv")
-        return store
+    def replayed(self) -> bool:
+        """Whether a unit with this key was committed before: nothing is done, and the block ends at its first operation."""
+        return self._replayed
 
-    @property
-    def tasks(self) -> Any:
-        """The task store, inside this unit."""
-        return self._store("tasks")
+    def set_result(self, value: Any) -> None:
+        """Keep a JSON value with the unit's key, for whoever comes with the same key again; see `result`."""
+        self._require_open()
+        self._result_json = encode_json(value, "the result")
+        self._result = value
 
-    @property
-    def jobs(self) -> Any:
-        """The job store, inside this unit."""
-        return self._store("jobs")
+    def stage(
+        self, target: str, kind: str, key: str, payload: Any = None, *, tenant_id: Optional[str] = None
+    ) -> None:
+        """Have a relay bring `key` of a registered target up to date after COMMIT; kept with the unit, or undone with it.
 
-    @property
-    def vectors(self) -> VectorProvider:
-        """The vector store, inside this unit.
-
-        Raises:
-            NotConfiguredError: it is not in the SQL database, so it cannot take part.
+        Args:
+            target: Name given to `storage.register_target`.
+            kind: What kind of thing, for the target.
+            key: Which one; changes of one key arrive in the order of the commits, and only the newest when it is late.
+            payload: JSON value that goes along; None where the target reads the state where it is kept.
+            tenant_id: Whose.
         """
-        store: VectorProvider = self._store("vectors")
-        return store
+        self._require_open()
+        self._staging.add_checked(self._tenancy.resolve(tenant_id), target, kind, key, payload)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -192,6 +207,7 @@ class UnitOfWork:
             ) from failed
         try:
             await self._run_sql_functions()
+            await self._write_staged()
         except BaseException as exc:
             await self._undo(exc)
             raise
@@ -219,6 +235,15 @@ class UnitOfWork:
         self._outer = _active.set(self)
         self._deadline = deadline_after(self._timeout_s)
         self._state = UnitOfWorkState.ACTIVE
+        try:
+            if failpoints.armed:
+                await failpoints.meet("unit.before_begin")
+            if self._key is not None:
+                await self._enter_key(self._key)
+        except BaseException as exc:
+            _active.reset(self._outer)
+            await self._undo(exc)
+            raise
         return self
 
     async def __aexit__(
@@ -226,16 +251,51 @@ class UnitOfWork:
         kind: Optional[Type[BaseException]],
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
-    ) -> None:
+    ) -> Optional[bool]:
         try:
+            if self._replayed:
+                return isinstance(error, _ReplayedSignal)
             if self._state is not UnitOfWorkState.ACTIVE:
-                return
+                return None
             if error is None:
                 await self.commit()
             else:
                 await self._undo(error)
+            return None
         finally:
             _active.reset(self._outer)
+
+    async def applied(self, timeout: float = 10.0) -> None:
+        """Return when everything that this unit staged is in its store; call it after COMMIT.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            DeadlineExceededError: not within `timeout`; it goes on all the same.
+            UnitOfWorkError: a target refused it too often and it is parked, or the unit was not committed.
+        """
+        if self._state is not UnitOfWorkState.COMMITTED:
+            raise UnitOfWorkError(f"the unit of work is {self._state.value}: nothing of it will be applied")
+        await self._staging.applied(timeout)
+
+    async def _enter_key(self, key: UnitKey) -> None:
+        first = await self._open().run(enter_key, (key,), {})
+        if first is None:
+            return
+        await self._open().rollback()
+        self._replayed = True
+        self._result = first.result
+        self._state = UnitOfWorkState.COMMITTED
+
+    async def _write_staged(self) -> None:
+        if failpoints.armed:
+            await failpoints.meet("unit.rows_written")
+        if self._key is not None and self._result_json is not None:
+            await self._open().run(keep_result, (self._key, self._result_json), {})
+        await self._staging.write(self._open)
+        if failpoints.armed:
+            await failpoints.meet("unit.outbox_written")
 
     async def _run(
         self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]
@@ -251,10 +311,13 @@ class UnitOfWork:
     def _store(self, name: str) -> Any:
         self._require_open()
         if name not in self._stores:
-            self._stores[name] = self._make_store(name, _UnitExecutor(self, self._database.dialect))
+            executor = _UnitExecutor(self, self._database.dialect, self._staging)
+            self._stores[name] = self._make_store(name, executor)
         return self._stores[name]
 
     def _require_open(self) -> None:
+        if self._replayed:
+            raise _ReplayedSignal
         if self._state is not UnitOfWorkState.ACTIVE:
             raise UnitOfWorkError(
                 f"the unit of work is {self._state.value}; use it inside its `async with` block, before it ends"
@@ -280,6 +343,8 @@ class UnitOfWork:
 
     async def _commit(self) -> None:
         try:
+            if failpoints.armed:
+                await failpoints.meet("unit.before_commit")
             if self._transaction is not None:
                 await self._transaction.commit()
         except (UnavailableError, DeadlineExceededError) as exc:
@@ -289,13 +354,16 @@ class UnitOfWork:
                 raise
             self._state = UnitOfWorkState.OUTCOME_UNKNOWN
             raise OutcomeUnknownError(
-                "the answer to COMMIT was lost: this unit of work is wholly applied or wholly absent; "
-                "read back what it wrote before trying again"
+                "the answer to COMMIT was lost: this unit of work is wholly applied or wholly absent; ask "
+                "`await storage.resolve(key)` where it has a key, else read back what it wrote, before trying again"
             ) from exc
         except BaseException as exc:
             await self._undo(exc)
             raise
         self._state = UnitOfWorkState.COMMITTED
+        self._staging.committed()
+        if failpoints.armed:
+            await failpoints.meet("unit.committed")
 
     async def _undo(self, original: Optional[BaseException]) -> None:
         """Roll back and compensate, to the end even when the task is cancelled once more."""
@@ -338,12 +406,17 @@ class UnitOfWork:
         return failures
 
 
+class _ReplayedSignal(BaseException):
+    """Ends the block of a unit whose key was used before; no error, so nothing but the unit itself may catch it."""
+
+
 class _UnitExecutor:
     """`modules.storage.operations.Executor` that runs everything in one unit of work."""
 
-    def __init__(self, unit: UnitOfWork, dialect: str) -> None:
+    def __init__(self, unit: UnitOfWork, dialect: str, staging: Staging) -> None:
         self._unit = unit
         self.dialect = dialect
+        self.staging = staging
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = await self._unit._run(operation, args, kwargs)
@@ -351,6 +424,8 @@ class _UnitExecutor:
 
 
 async def _call(action: Compensation) -> None:
+    if failpoints.armed:
+        await failpoints.meet("unit.compensating")
     result = action()
     if inspect.isawaitable(result):
         await result
