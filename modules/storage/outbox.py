@@ -10,8 +10,9 @@ import asyncio
 from typing import Any, AsyncIterator, Dict, Iterable, Optional, Sequence
 
 from modules.storage.operations import Executor
+from modules.storage.outbox_lane import Counters, RelayOptions
 from modules.storage.outbox_queue import OutboxKey
-from modules.storage.outbox_relay import Counters, Relay, RelayOptions
+from modules.storage.outbox_relay import Relay
 from modules.storage.outbox_targets import Apply, Target, TargetRegistry
 from modules.storage.outbox_upkeep import (
     OutboxRecord,

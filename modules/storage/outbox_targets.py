@@ -74,14 +74,14 @@ class Target:
         apply: Applies one.
         apply_many: Applies several at once; None: one by one.
         batch: Entries that `apply_many` gets at most.
-        writer: The store behind a `DocumentTarget`; None: there is nothing to reconcile with.
+        writer: Gives the store behind a `DocumentTarget`; None: there is nothing to reconcile with.
     """
 
     name: str
     apply: Apply
     apply_many: Optional[ApplyMany] = None
     batch: int = 100
-    writer: Optional[DocumentWriter] = None
+    writer: Optional[Callable[[], DocumentWriter]] = None
 
 
 class DocumentTarget:
@@ -94,13 +94,13 @@ class DocumentTarget:
 
     def __init__(self, executor: Executor, writer: DocumentWriter) -> None:
         self._executor = executor
-        self._writer = writer
+        self.writer = writer
 
     @classmethod
     def make(cls, name: str, executor: Executor, writer: DocumentWriter, *, batch: int = 100) -> Target:
         """Return the target `name` over `writer`."""
         made = cls(executor, writer)
-        return Target(name, made.apply, made.apply_many, batch, writer)
+        return Target(name, made.apply, made.apply_many, batch, lambda: writer)
 
     async def apply(self, entry: OutboxEntry) -> None:
         """Bring the document of one entry up to date."""
@@ -119,7 +119,7 @@ class DocumentTarget:
                 outcomes[position] = StorageError("what was staged is not in its home any more")
             else:
                 wanted.append((position, document))
-        for (position, _), outcome in zip(wanted, await self._writer.put([item for _, item in wanted])):
+        for (position, _), outcome in zip(wanted, await self.writer.put([item for _, item in wanted])):
             outcomes[position] = outcome
         return outcomes
 

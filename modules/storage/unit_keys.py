@@ -44,7 +44,7 @@ _PURGE_TEXT = (
     "DELETE FROM atlas_units WHERE (tenant_id, key) IN (SELECT tenant_id, key FROM atlas_units"
     " WHERE created_at <= {before} ORDER BY created_at LIMIT :limit)"
 )
-_PURGING = (bindparam("seconds", type_=Double()), bindparam("limit", type_=BigInteger))
+_PURGING: Any = (bindparam("seconds", type_=Double()), bindparam("limit", type_=BigInteger))
 _PURGE = Statement(
     sqlite=text(_PURGE_TEXT.format(before=_NOW_SQLITE + " - CAST(:seconds * 1000000 AS INTEGER)")).bindparams(
         *_PURGING

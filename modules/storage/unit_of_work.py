@@ -21,7 +21,6 @@ from typing import (
     TYPE_CHECKING,
     Any,
     AsyncIterator,
-    Coroutine,
     Dict,
     List,
     Optional,
@@ -42,10 +41,12 @@ from modules.storage.unit_contracts import (
     TransactionalExecutor,
     UnitOfWorkError,
     UnitOfWorkState,
+    UnitOutcome,
 )
 from modules.storage.unit_keys import UnitKey, enter_key, keep_result
 from modules.storage.unit_staging import OutboxLink, Staging
 from modules.storage.unit_stores import UnitStores
+from modules.storage.unit_tasks import compensate, to_the_end
 from modules.store_common import failpoints
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import (
@@ -56,14 +57,20 @@ from modules.store_common.errors import (
     UnavailableError,
 )
 from modules.store_common.tenancy import TenantPolicy
-from modules.store_common.values import encode_json
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from modules.storage.operations import Operation
 
-__all__ = ["OutcomeUnknownError", "RollbackError", "UnitOfWork", "UnitOfWorkError", "UnitOfWorkState"]
+__all__ = [
+    "OutcomeUnknownError",
+    "RollbackError",
+    "UnitOfWork",
+    "UnitOfWorkError",
+    "UnitOfWorkState",
+    "UnitOutcome",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -125,37 +132,6 @@ class UnitOfWork(UnitStores):
         """PENDING before the block, ACTIVE inside, then how it ended."""
         return self._state
 
-    @property
-    def result(self) -> Any:
-        """What `set_result` was given, by this unit or by the first one with its key."""
-        return self._result
-
-    @property
-    def replayed(self) -> bool:
-        """Whether a unit with this key was committed before: nothing is done, and the block ends at its first operation."""
-        return self._replayed
-
-    def set_result(self, value: Any) -> None:
-        """Keep a JSON value with the unit's key, for whoever comes with the same key again; see `result`."""
-        self._require_open()
-        self._result_json = encode_json(value, "the result")
-        self._result = value
-
-    def stage(
-        self, target: str, kind: str, key: str, payload: Any = None, *, tenant_id: Optional[str] = None
-    ) -> None:
-        """Have a relay bring `key` of a registered target up to date after COMMIT; kept with the unit, or undone with it.
-
-        Args:
-            target: Name given to `storage.register_target`.
-            kind: What kind of thing, for the target.
-            key: Which one; changes of one key arrive in the order of the commits, and only the newest when it is late.
-            payload: JSON value that goes along; None where the target reads the state where it is kept.
-            tenant_id: Whose.
-        """
-        self._require_open()
-        self._staging.add_checked(self._tenancy.resolve(tenant_id), target, kind, key, payload)
-
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Lend an async ORM session inside the unit's transaction, for users' own tables.
@@ -211,7 +187,7 @@ class UnitOfWork(UnitStores):
         except BaseException as exc:
             await self._undo(exc)
             raise
-        await _to_the_end(self._commit())
+        await to_the_end(self._commit())
 
     async def rollback(self) -> None:
         """Roll back now and run the compensating actions. Harmless when the unit has been rolled back.
@@ -264,20 +240,6 @@ class UnitOfWork(UnitStores):
             return None
         finally:
             _active.reset(self._outer)
-
-    async def applied(self, timeout: float = 10.0) -> None:
-        """Return when everything that this unit staged is in its store; call it after COMMIT.
-
-        Args:
-            timeout: Seconds to wait.
-
-        Raises:
-            DeadlineExceededError: not within `timeout`; it goes on all the same.
-            UnitOfWorkError: a target refused it too often and it is parked, or the unit was not committed.
-        """
-        if self._state is not UnitOfWorkState.COMMITTED:
-            raise UnitOfWorkError(f"the unit of work is {self._state.value}: nothing of it will be applied")
-        await self._staging.applied(timeout)
 
     async def _enter_key(self, key: UnitKey) -> None:
         first = await self._open().run(enter_key, (key,), {})
@@ -367,7 +329,7 @@ class UnitOfWork(UnitStores):
 
     async def _undo(self, original: Optional[BaseException]) -> None:
         """Roll back and compensate, to the end even when the task is cancelled once more."""
-        failures = await _to_the_end(self._roll_back_and_compensate())
+        failures = await to_the_end(self._roll_back_and_compensate())
         if not failures:
             return
         if original is not None and not isinstance(original, Exception):
@@ -392,18 +354,7 @@ class UnitOfWork(UnitStores):
                     extra={"backend": self._database.dialect},
                     exc_info=True,
                 )
-        failures: List[BaseException] = []
-        for action in reversed(self._compensations):
-            try:
-                await asyncio.wait_for(_call(action), self._timeout_s)
-            except (Exception, asyncio.CancelledError) as exc:
-                # a cancelled action is a failed one: the others run all the same
-                logger.exception(
-                    "storage.unit_of_work.compensation_failed",
-                    extra={"backend": self._database.dialect, "error_type": type(exc).__name__},
-                )
-                failures.append(exc)
-        return failures
+        return await compensate(self._compensations, self._timeout_s, self._database.dialect)
 
 
 class _ReplayedSignal(BaseException):
@@ -421,29 +372,3 @@ class _UnitExecutor:
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = await self._unit._run(operation, args, kwargs)
         return result
-
-
-async def _call(action: Compensation) -> None:
-    if failpoints.armed:
-        await failpoints.meet("unit.compensating")
-    result = action()
-    if inspect.isawaitable(result):
-        await result
-
-
-async def _to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await `coroutine` to its end even if the calling task is cancelled meanwhile; then let the cancellation pass."""
-    task = asyncio.ensure_future(coroutine)
-    cancelled: Optional[asyncio.CancelledError] = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            if task.cancelled():
-                raise
-            cancelled = exc
-        except Exception:  # noqa: BLE001 - the task's own error: raised below
-            break
-    if cancelled is not None:
-        raise cancelled from (None if task.cancelled() else task.exception())
-    return task.result()
