@@ -29,14 +29,18 @@ if TYPE_CHECKING:
 
     from modules.access_store.repository import AccessStore
     from modules.conversation_store.repository import ConversationStore
+    from modules.job_store.queue import JobQueue
+    from modules.job_store.repository import JobStore
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
+    from modules.storage.backends.wakeups import Wakeups
     from modules.storage.embedders_base import Embedder
     from modules.storage.operations import Executor
     from modules.storage.semantic import SemanticIndex
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
+    from modules.task_store.repository import TaskStore
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["StorageManager"]
@@ -201,14 +205,22 @@ class StorageManager(UnitsOfWork):
         return store
 
     @property
-    def tasks(self) -> Any:
-        """The task store. Not part of this release: `NotConfiguredError`."""
-        return self._store("tasks")
+    def tasks(self) -> TaskStore:
+        """Tasks: what is to be done, in which order, and how far it is."""
+        store: TaskStore = self._store("tasks")
+        return store
 
     @property
-    def jobs(self) -> Any:
-        """The job store. Not part of this release: `NotConfiguredError`."""
-        return self._store("jobs")
+    def jobs(self) -> JobStore:
+        """Jobs of one tenant at a time: enqueue, read, change, schedule."""
+        store: JobStore = self._store("jobs")
+        return store
+
+    @property
+    def job_queue(self) -> JobQueue:
+        """What workers and schedulers call, over all tenants: claim, heartbeat, settle."""
+        queue: JobQueue = self._store("job_queue")
+        return queue
 
     @property
     def vectors(self) -> VectorProvider:
@@ -281,6 +293,11 @@ class StorageManager(UnitsOfWork):
     def sql_pool(self) -> SQLPool:
         """The pool of the SQL database."""
         return self._open_pool()
+
+    @property
+    def wakeups(self) -> Wakeups:
+        """Tells those who wait that there is something to do; see `modules.storage.backends.wakeups`."""
+        return self._open_pool().wakeups
 
     def get_sql_engine(self) -> Engine:
         """Return a synchronous SQLAlchemy engine on the SQL database."""
@@ -382,7 +399,10 @@ class StorageManager(UnitsOfWork):
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
         if name == "vectors":
             return self._vector_stores().within(executor)
-        return make_store(name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index))
+        wake = self.wakeups.notify
+        return make_store(
+            name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)
+        )
 
 
 def _as_settings(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageSettings:

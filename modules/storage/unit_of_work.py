@@ -21,6 +21,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     AsyncIterator,
+    Callable,
     Dict,
     List,
     Optional,
@@ -122,6 +123,7 @@ class UnitOfWork(UnitStores):
         self._stores: Dict[str, Any] = {}
         self._sql_functions: List[SQLFunction] = []
         self._compensations: List[Compensation] = []
+        self._after_commit: List[Callable[[], None]] = []
         self._failed: Optional[BaseException] = None
         self._deadline = 0.0
         self._task: Optional[asyncio.Task[Any]] = None
@@ -324,6 +326,8 @@ class UnitOfWork(UnitStores):
             raise
         self._state = UnitOfWorkState.COMMITTED
         self._staging.committed()
+        for action in self._after_commit:
+            action()
         if failpoints.armed:
             await failpoints.meet("unit.committed")
 
@@ -368,6 +372,9 @@ class _UnitExecutor:
         self._unit = unit
         self.dialect = dialect
         self.staging = staging
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        self._unit._after_commit.append(action)
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = await self._unit._run(operation, args, kwargs)

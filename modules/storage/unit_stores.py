@@ -10,9 +10,11 @@ from modules.store_common.values import encode_json
 
 if TYPE_CHECKING:
     from modules.conversation_store.repository import ConversationStore
+    from modules.job_store.repository import JobStore
     from modules.storage.unit_staging import Staging
     from modules.storage.vectors.base import VectorProvider
     from modules.store_common.tenancy import TenantPolicy
+    from modules.task_store.repository import TaskStore
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["UnitStores"]
@@ -49,14 +51,16 @@ class UnitStores(abc.ABC):
         return store
 
     @property
-    def tasks(self) -> Any:
+    def tasks(self) -> TaskStore:
         """The task store, inside this unit."""
-        return self._store("tasks")
+        store: TaskStore = self._store("tasks")
+        return store
 
     @property
-    def jobs(self) -> Any:
-        """The job store, inside this unit."""
-        return self._store("jobs")
+    def jobs(self) -> JobStore:
+        """The job store, inside this unit: its jobs exist if and only if the unit commits."""
+        store: JobStore = self._store("jobs")
+        return store
 
     @property
     def vectors(self) -> VectorProvider:
