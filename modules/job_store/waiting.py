@@ -16,10 +16,10 @@ __all__ = ["next_due_in"]
 
 _ABOVE_EVERY_PRIORITY = 32_767
 _OPEN = "j.status = 'scheduled' AND j.parked = 0"
-_PAUSED = "SELECT b.name FROM atlas_job_queues b WHERE b.tenant_id = '' AND b.paused = 1"
+_PAUSED_SQL = "SELECT b.name FROM atlas_job_queues b WHERE b.tenant_id = '' AND b.paused = 1"
 
 # The index is (queue, priority, run_at): the first of each priority is found by descending, as in a claim.
-_NEXT = """
+_NEXT_SQL = """
 WITH RECURSIVE levels (queue, priority) AS (
     SELECT a.queue, (SELECT j.priority FROM atlas_jobs j WHERE {tenant} j.queue = a.queue AND {open}
         ORDER BY j.priority DESC LIMIT 1)
@@ -39,34 +39,37 @@ _ONE_TENANT = "j.tenant_id = :tenant_id AND "
 _QUEUES = bindparam("queues", type_=ARRAY(Text()))
 
 
-def _next(tenant: str) -> Any:
-    return text(_NEXT.format(tenant=tenant, open=_OPEN, paused=_PAUSED))
-
-
+_PARTS = {"open": _OPEN, "paused": _PAUSED_SQL}
 _IN_SECONDS = f"({{what}} - {NOW['sqlite']}) / 1000000.0 AS seconds"
-_FIRST = (
+_FIRST_SQL = (
     f"SELECT {_IN_SECONDS.format(what='min(j.run_at)')} FROM atlas_jobs j"
     f" WHERE {{tenant}} j.queue = :queue AND {_OPEN} AND j.priority = :priority"
 )
 
-NEXT = Statement(postgresql=_next("").bindparams(_QUEUES).columns(seconds=Double()))
-NEXT_TENANT = Statement(
-    postgresql=_next(_ONE_TENANT).bindparams(_QUEUES, *binds("tenant_id")).columns(seconds=Double())
+_NEXT = Statement(
+    postgresql=text(_NEXT_SQL.format(tenant="", **_PARTS)).bindparams(_QUEUES).columns(seconds=Double())
 )
-FIRST = Statement(
-    sqlite=text(_FIRST.format(tenant="")).bindparams(*binds("queue", "priority")).columns(seconds=Double())
+_NEXT_TENANT = Statement(
+    postgresql=text(_NEXT_SQL.format(tenant=_ONE_TENANT, **_PARTS))
+    .bindparams(_QUEUES, *binds("tenant_id"))
+    .columns(seconds=Double())
 )
-FIRST_TENANT = Statement(
-    sqlite=text(_FIRST.format(tenant=_ONE_TENANT))
+_FIRST = Statement(
+    sqlite=text(_FIRST_SQL.format(tenant=""))
+    .bindparams(*binds("queue", "priority"))
+    .columns(seconds=Double())
+)
+_FIRST_TENANT = Statement(
+    sqlite=text(_FIRST_SQL.format(tenant=_ONE_TENANT))
     .bindparams(*binds("queue", "priority", "tenant_id"))
     .columns(seconds=Double())
 )
-LEASES = Statement(
+_LEASES = Statement(
     sqlite=text(
         f"SELECT {_IN_SECONDS.format(what='min(j.lease_until)')} FROM atlas_jobs j WHERE j.status = 'running'"
     ).columns(seconds=Double())
 )
-PAUSED = Statement(sqlite=text(_PAUSED).columns(name=Text()))
+_PAUSED = Statement(sqlite=text(_PAUSED_SQL).columns(name=Text()))
 
 
 @read(snapshot=True)
@@ -77,11 +80,11 @@ async def next_due_in(tx: Transaction, queues: Tuple[str, ...], tenant_id: Optio
     """
     scope: Dict[str, Any] = {} if tenant_id is None else {"tenant_id": tenant_id}
     if tx.dialect == "postgresql":
-        row = await tx.one(NEXT if tenant_id is None else NEXT_TENANT, queues=list(queues), **scope)
+        row = await tx.one(_NEXT if tenant_id is None else _NEXT_TENANT, queues=list(queues), **scope)
         return None if row[0] is None else float(row[0])
-    paused = {row[0] for row in await tx.all(PAUSED)}
+    paused = {row[0] for row in await tx.all(_PAUSED)}
     found: List[float] = []
-    top, first = (TOP, FIRST) if tenant_id is None else (TOP_TENANT, FIRST_TENANT)
+    top, first = (TOP, _FIRST) if tenant_id is None else (TOP_TENANT, _FIRST_TENANT)
     for queue in queues:
         level = _ABOVE_EVERY_PRIORITY
         while queue not in paused:
@@ -91,6 +94,6 @@ async def next_due_in(tx: Transaction, queues: Tuple[str, ...], tenant_id: Optio
             level = row[0]
             row = await tx.one(first, queue=queue, priority=level, **scope)
             found += [] if row[0] is None else [row[0]]
-    row = await tx.one(LEASES)
+    row = await tx.one(_LEASES)
     found += [] if row[0] is None else [row[0]]
     return min(found) if found else None

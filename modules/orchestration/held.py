@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Held", "Holdings", "WorkerStatistics"]
 
-Key = Tuple[str, str, int]
+_Key = Tuple[str, str, int]
 
 
 class Held:
@@ -35,7 +35,7 @@ class Held:
 
     def __init__(self, claim: ClaimedJob, extended_at: float) -> None:
         self.claim = claim
-        self.key: Key = (claim.tenant_id, claim.id, claim.fence)
+        self.key: _Key = (claim.tenant_id, claim.id, claim.fence)
         self.extended_at = extended_at
         self.context: Optional[JobContext] = None
         self.task: Optional[asyncio.Task[None]] = None
@@ -48,11 +48,11 @@ class Holdings:
     """All of them, by what they are doing."""
 
     def __init__(self) -> None:
-        self._all: Dict[Key, Held] = {}
+        self._all: Dict[_Key, Held] = {}
         #: Claimed ahead, oldest first.
         self.waiting: Deque[Held] = deque()
         #: In the hands of their handlers.
-        self.running: Dict[Key, Held] = {}
+        self.running: Dict[_Key, Held] = {}
 
     def add(self, claims: List[ClaimedJob], extended_at: float) -> None:
         """Take over what was claimed."""

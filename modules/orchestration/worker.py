@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from modules.orchestration.context import JobContext
     from modules.storage import StorageManager
 
-__all__ = ["Worker"]
+__all__ = ["EndListener", "Worker"]
 
 logger = logging.getLogger(__name__)
 
