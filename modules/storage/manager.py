@@ -51,12 +51,16 @@ class StorageManager:
 
     Args:
         settings: `StorageSettings`, a mapping as for `StorageSettings.from_dict`, or None: SQLite in ./.atlas/.
+        background: False: no work of its own (upkeep, health checks, embedding), as short-lived commands want it.
 
     Raises:
         SettingsError: the settings are wrong.
     """
 
-    def __init__(self, settings: Union[StorageSettings, Mapping[str, Any], None] = None) -> None:
+    def __init__(
+        self, settings: Union[StorageSettings, Mapping[str, Any], None] = None, *, background: bool = True
+    ) -> None:
+        self._has_background = background
         self._settings = _as_settings(settings)
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
@@ -103,18 +107,21 @@ class StorageManager:
         self._process = os.getpid()
         self._vectors = self._init_vector_store(pool)
         self._pool = pool
-        maintenance = self.maintenance
-        self._tasks = [
-            asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
-            asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
-        ]
-        semantic = self.semantic_index
-        if semantic is not None:
-            self._tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
+        self._tasks = self._start_background() if self._has_background else []
         logger.info(
             "storage.initialized",
             extra={"backend": pool.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
         )
+
+    def _start_background(self) -> List[asyncio.Task[None]]:
+        tasks = [
+            asyncio.create_task(self.maintenance.run(), name="atlas-storage-maintenance"),
+            asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
+        ]
+        semantic = self.semantic_index
+        if semantic is not None:
+            tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
+        return tasks
 
     async def shutdown(self) -> None:
         """Finish what is under way, stop the background tasks and close what this manager opened. Harmless when closed."""
@@ -315,7 +322,7 @@ class StorageManager:
         """Check every configured store now, side by side, each within `health_check_timeout_seconds`. Never raises."""
         if self._pool is None:
             return StorageHealthStatus()
-        checks = health_checks(self._pool, self._vector_stores())
+        checks = health_checks(self._pool, self._vector_stores(), lambda: self.semantic_index)
         return await check_all(checks, self._settings.health_check_timeout_seconds)
 
     async def verify_stores(self) -> Dict[str, bool]:

@@ -107,6 +107,11 @@ class ChromaProvider(VectorProvider):
         )
 
     @property
+    def place(self) -> str:
+        """The directory or the server, and the database there."""
+        return self._link.place
+
+    @property
     def is_initialized(self) -> bool:
         """Whether it is open."""
         return self._link.is_open

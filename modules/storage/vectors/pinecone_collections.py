@@ -85,6 +85,11 @@ class PineconeCollections(VectorProvider):
         )
 
     @property
+    def place(self) -> str:
+        """The index, and how the namespaces begin in it."""
+        return f"pinecone {self._options.host or ''} {self._index_name} {self._prefix}"
+
+    @property
     def is_initialized(self) -> bool:
         """Whether it is open."""
         return self._opened is not None
