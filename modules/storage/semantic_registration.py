@@ -14,6 +14,7 @@ from modules.storage.embedders_base import Embedder, Matrix, checked_matrix
 from modules.storage.operations import Executor
 from modules.storage.vectors.base import VectorProvider
 from modules.storage.vectors.errors import VectorCollectionError
+from modules.storage.vectors.retention import FOLLOWS
 from modules.store_common.errors import InvalidValueError
 
 __all__ = ["IndexRegistration", "forget_indexes", "former_indexes", "place_of"]
@@ -151,7 +152,7 @@ class IndexRegistration:
             if await self._executor.run(backlog.was_given, await self.registration(), tenant_id):
                 self._tell_loss(tenant_id)
                 await self._refill()
-            about = {"embedder": self._embedder.name, "of": "messages"}
+            about = {"embedder": self._embedder.name, FOLLOWS: "messages"}
             try:
                 await self._provider.create_collection(
                     collection,

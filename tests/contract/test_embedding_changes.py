@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any, AsyncIterator, List
 
 import pytest
@@ -182,6 +184,26 @@ async def test_health_says_when_nobody_embeds(storage: Any) -> None:
     health = (await storage.health_check()).vector_store
     assert health.status.value == "degraded"
     assert "1 messages wait to be embedded, the oldest for 15 minutes" in health.message
+
+
+async def test_a_lost_chroma_directory_is_filled_from_the_messages(tmp_path: Path) -> None:
+    pytest.importorskip("chromadb", reason="the package chromadb is not installed")
+    directory = tmp_path / "chroma"
+    vectors = {"backend": "chroma", "chroma_persist_directory": str(directory)}
+    settings = {"sql": {"path": str(tmp_path / "x.db")}, "vectors": vectors, "embedder": "hashing"}
+    async with StorageManager(settings, background=False) as storage:
+        assert storage.semantic_index is not None
+        await filled(storage, storage.semantic_index)
+        before = await places(storage.semantic_index)
+    shutil.rmtree(directory)
+    async with StorageManager(settings, background=False) as storage:
+        hits = await storage.conversations.search("cat 3", mode="semantic")
+        assert (list(hits), hits.complete) == ([], False), "never silently empty"
+        assert storage.semantic_index is not None
+        assert (await storage.semantic_index.embed_pending()).embedded == 5
+        assert await places(storage.semantic_index) == before
+        hits = await storage.conversations.search("cat 3", mode="semantic")
+        assert (hits[0].message.content, hits.complete) == ("cat 3", True)
 
 
 async def last_id(storage: Any) -> str:

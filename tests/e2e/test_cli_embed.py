@@ -23,9 +23,7 @@ def filled(cli: Any, databases: Any) -> Any:
 
 def fill(cli: Any) -> Any:
     texts = ("my cat sleeps", "the car is red", "a storm is coming")
-    cli_on(
-        "import", cli_on.write("chat.jsonl", {"messages": [{"role": "user", "content": t} for t in texts]})
-    )
+    cli("import", cli.write("chat.jsonl", {"messages": [{"role": "user", "content": t} for t in texts]}))
     return cli
 
 

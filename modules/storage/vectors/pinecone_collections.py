@@ -82,6 +82,7 @@ class PineconeCollections(VectorProvider):
             immediately_consistent=False,
             persistent=True,
             max_top_k=MAX_TOP_K,
+            deletes_by_age=True,
         )
 
     @property
@@ -196,6 +197,9 @@ class PineconeCollections(VectorProvider):
             (spec, counts.get(collection_prefix(self._prefix, tenant_id, spec.options[GENERATION]), 0))
             for spec in specs
         ]
+
+    async def _list_tenants(self) -> List[str]:
+        return await self._open()[2].tenants()
 
     async def _index_for(self, spec: CollectionSpec) -> Index:
         found = await self._open()[0].index(
