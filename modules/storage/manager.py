@@ -14,6 +14,7 @@ from modules.storage.maintenance import Maintenance
 from modules.storage.manager_checks import health_checks, verify_tables
 from modules.storage.manager_schema import ensure_schema, require_known_schema
 from modules.storage.manager_stores import StoreParts, make_store, refuse_unbuilt
+from modules.storage.manager_tasks import stop_tasks
 from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["StorageManager"]
 
 logger = logging.getLogger(__name__)
-
-_CANCEL_AGAIN_S = 0.2
 
 
 class StorageManager:
@@ -142,7 +141,7 @@ class StorageManager:
         self._backend = None
         vectors, self._vectors = self._vectors, None
         semantic, self._semantic = self._semantic, None
-        await _stop(tasks)
+        await stop_tasks(tasks)
         if semantic is not None:
             await semantic.close()
         if vectors is not None and os.getpid() == self._process:
@@ -437,21 +436,3 @@ def _make_backend(pool: SQLPool) -> Any:
 
 def _no_mongo() -> NotConfiguredError:
     return NotConfiguredError("MongoDB is not configured: this release of atlas-storage does not have it yet")
-
-
-async def _stop(tasks: List[asyncio.Task[None]]) -> None:
-    """Cancel background tasks and wait until they have ended, on the loop that they run on."""
-    here = asyncio.get_running_loop()
-    mine = [task for task in tasks if task.get_loop() is here]
-    for task in tasks:
-        loop = task.get_loop()
-        if loop is here:
-            task.cancel()
-        elif loop.is_running():
-            loop.call_soon_threadsafe(task.cancel)
-    while mine:
-        # Code below may swallow a cancellation that comes with a result (`asyncio.wait_for` before Python 3.12): ask again.
-        _, pending = await asyncio.wait(mine, timeout=_CANCEL_AGAIN_S)
-        mine = list(pending)
-        for task in mine:
-            task.cancel()
