@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Hashable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+import orjson
 
 from modules.conversation_store.append_statements import (
     APPEND,
@@ -11,6 +13,7 @@ from modules.conversation_store.append_statements import (
     BATCHED,
     BUMP,
     BUMP_CHECKED,
+    BUMP_MANY,
     FIND_CLIENT,
     INSERT,
     STATE,
@@ -126,14 +129,11 @@ def _row(
 async def _append_sqlite(
     tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields, condition: Condition
 ) -> Appended:
-    client_id = fields["client_message_id"]
-    if client_id is not None:
-        known = await tx.first(
-            FIND_CLIENT, tenant_id=tenant_id, conversation_id=conversation_id, client_message_id=client_id
-        )
-        if known is not None:
-            check_known(known[1], fields)
-            return Appended(known[0], None)
+    known = await _known(tx, tenant_id, conversation_id, fields)
+    if isinstance(known, Appended):
+        return known
+    if known is not None:
+        raise known
     if condition is _ANY:
         row = await tx.first(BUMP, tenant_id=tenant_id, conversation_id=conversation_id, count=1)
     else:
@@ -163,9 +163,68 @@ async def _append_one(
     return Appended(row[0], row[1])
 
 
+async def _append_batch_sqlite(
+    tx: Transaction, calls: Sequence[Tuple[Any, ...]]
+) -> Sequence[Union[Appended, BaseException]]:
+    outcomes: Dict[int, Union[Appended, BaseException]] = {}
+    counts: Dict[Tuple[str, str], int] = {}
+    for n, (tenant_id, conversation_id, fields) in enumerate(calls):
+        known = await _known(tx, tenant_id, conversation_id, fields)
+        if known is not None:
+            outcomes[n] = known
+        else:
+            key = tenant_id, conversation_id
+            counts[key] = counts.get(key, 0) + 1
+    places = await _bump_many(tx, counts)
+    rows: List[_Fields] = []
+    for n, (tenant_id, conversation_id, fields) in enumerate(calls):
+        if n in outcomes:
+            continue
+        place = places.get((tenant_id, conversation_id))
+        if place is None:
+            outcomes[n] = await refusal(tx, tenant_id, conversation_id, _ANY)
+            continue
+        place[0] += 1
+        created_at = fields["created_at"] or place[1]
+        rows.append(_row(fields, tenant_id, conversation_id, place[0], created_at))
+        outcomes[n] = Appended(place[0], created_at)
+    await tx.run_many(INSERT, rows)
+    return [outcomes[n] for n in range(len(calls))]
+
+
+async def _known(
+    tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields
+) -> Union[Appended, IdempotencyConflictError, None]:
+    """Return the outcome of an append whose idempotency key is known already; None: it is not."""
+    client_id = fields["client_message_id"]
+    if client_id is None:
+        return None
+    row = await tx.first(
+        FIND_CLIENT, tenant_id=tenant_id, conversation_id=conversation_id, client_message_id=client_id
+    )
+    if row is None:
+        return None
+    try:
+        check_known(row[1], fields)
+    except IdempotencyConflictError as exc:
+        return exc
+    return Appended(row[0], None)
+
+
+async def _bump_many(
+    tx: Transaction, counts: Mapping[Tuple[str, str], int]
+) -> Dict[Tuple[str, str], List[Any]]:
+    """Bump the counters of active conversations; return [last sequence before, time] of each that is there."""
+    wanted = orjson.dumps([(*key, count) for key, count in counts.items()]).decode()
+    rows = await tx.all(BUMP_MANY, counts=wanted)
+    return {(row[0], row[1]): [row[2] - counts[row[0], row[1]], row[3]] for row in rows}
+
+
 async def _append_batch(
     tx: Transaction, calls: Sequence[Tuple[Any, ...]]
 ) -> Sequence[Union[Appended, BaseException]]:
+    if tx.dialect == "sqlite":
+        return await _append_batch_sqlite(tx, calls)
     columns: Dict[str, List[Any]] = {name: [fields.get(name) for _, _, fields in calls] for name in BATCHED}
     columns["tenant_id"] = [tenant_id for tenant_id, _, _ in calls]
     columns["conversation_id"] = [conversation_id for _, conversation_id, _ in calls]
