@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Dict, Hashable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Hashable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union, cast
 
 import orjson
 
@@ -16,6 +16,7 @@ from modules.conversation_store.append_statements import (
     BUMP_MANY,
     FIND_CLIENT,
     INSERT,
+    INSERT_MANY,
     STATE,
 )
 from modules.conversation_store.encoding import check_optional_integer
@@ -27,6 +28,7 @@ from modules.conversation_store.errors import (
 from modules.conversation_store.records import ConversationLease
 from modules.conversation_store.search_pending import index_many
 from modules.storage.operations import Transaction, write
+from modules.store_common.clock import from_microseconds, to_microseconds
 from modules.store_common.errors import (
     ConcurrencyError,
     IdempotencyConflictError,
@@ -166,30 +168,32 @@ async def _append_one(
 async def _append_batch_sqlite(
     tx: Transaction, calls: Sequence[Tuple[Any, ...]]
 ) -> Sequence[Union[Appended, BaseException]]:
-    outcomes: Dict[int, Union[Appended, BaseException]] = {}
+    outcomes: List[Union[Appended, BaseException, None]] = [None] * len(calls)
     counts: Dict[Tuple[str, str], int] = {}
     for n, (tenant_id, conversation_id, fields) in enumerate(calls):
-        known = await _known(tx, tenant_id, conversation_id, fields)
-        if known is not None:
-            outcomes[n] = known
-        else:
+        if fields["client_message_id"] is not None:
+            outcomes[n] = await _known(tx, tenant_id, conversation_id, fields)
+        if outcomes[n] is None:
             key = tenant_id, conversation_id
             counts[key] = counts.get(key, 0) + 1
-    places = await _bump_many(tx, counts)
+    now, places = await _bump_many(tx, counts)
+    written_at = from_microseconds(now)
     rows: List[_Fields] = []
     for n, (tenant_id, conversation_id, fields) in enumerate(calls):
-        if n in outcomes:
+        if outcomes[n] is not None:
             continue
-        place = places.get((tenant_id, conversation_id))
-        if place is None:
+        sequence = places.get((tenant_id, conversation_id))
+        if sequence is None:
             outcomes[n] = await refusal(tx, tenant_id, conversation_id, _ANY)
             continue
-        place[0] += 1
-        created_at = fields["created_at"] or place[1]
-        rows.append(_row(fields, tenant_id, conversation_id, place[0], created_at))
-        outcomes[n] = Appended(place[0], created_at)
-    await tx.run_many(INSERT, rows)
-    return [outcomes[n] for n in range(len(calls))]
+        places[tenant_id, conversation_id] = sequence = sequence + 1
+        given = fields["created_at"]
+        row = {**fields, "tenant_id": tenant_id, "conversation_id": conversation_id, "sequence": sequence}
+        row["created_at"] = now if given is None else to_microseconds(given)
+        rows.append(row)
+        outcomes[n] = Appended(sequence, given or written_at)
+    await tx.run_many(INSERT_MANY, rows)
+    return cast(List[Union[Appended, BaseException]], outcomes)
 
 
 async def _known(
@@ -213,11 +217,12 @@ async def _known(
 
 async def _bump_many(
     tx: Transaction, counts: Mapping[Tuple[str, str], int]
-) -> Dict[Tuple[str, str], List[Any]]:
-    """Bump the counters of active conversations; return [last sequence before, time] of each that is there."""
+) -> Tuple[int, Dict[Tuple[str, str], int]]:
+    """Bump the counters of active conversations; return the time in microseconds, and each one's last sequence before."""
     wanted = orjson.dumps([(*key, count) for key, count in counts.items()]).decode()
     rows = await tx.all(BUMP_MANY, counts=wanted)
-    return {(row[0], row[1]): [row[2] - counts[row[0], row[1]], row[3]] for row in rows}
+    before = {(row[0], row[1]): row[2] - counts[row[0], row[1]] for row in rows}
+    return (rows[0][3] if rows else 0), before
 
 
 async def _append_batch(

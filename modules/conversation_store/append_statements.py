@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, String, Text, bindparam, insert, or_, select, text, update
+from sqlalchemy import BigInteger, String, Text, bindparam, insert, literal_column, or_, select, text, update
 from sqlalchemy import func as sql
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 
@@ -30,6 +30,7 @@ __all__ = [
     "FIND_CLIENT",
     "INSERT",
     "INSERTED",
+    "INSERT_MANY",
     "STATE",
 ]
 
@@ -78,12 +79,17 @@ BUMP_MANY = Statement(
         " RETURNING tenant_id, id, last_sequence, updated_at"
     )
     .bindparams(bindparam("counts", type_=Text))
-    .columns(tenant_id=String, id=String, last_sequence=BigInteger, updated_at=UtcDateTime)
+    .columns(tenant_id=String, id=String, last_sequence=BigInteger, updated_us=BigInteger)
 )
 
 # SQLAlchemy 2.0 takes names for those of attributes, and `metadata` is one of every declarative class
 _ATTRIBUTES = {name: "metadata_" if name == "metadata" else name for name in INSERTED}
-INSERT = Statement(insert(_M).values(version=1, **{_ATTRIBUTES[name]: bindparam(name) for name in INSERTED}))
+_INSERT = insert(_M).values(
+    version=literal_column("1", BigInteger), **{_ATTRIBUTES[name]: bindparam(name) for name in INSERTED}
+)
+INSERT = Statement(_INSERT)
+#: The same with times as SQLite holds them: many messages get one time, which need not be converted for each.
+INSERT_MANY = Statement(sqlite=_INSERT.values(created_at=bindparam("created_at", type_=BigInteger)))
 
 FIND_CLIENT = Statement(
     select(_M.sequence, _M.body_digest).where(

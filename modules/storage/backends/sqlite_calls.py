@@ -126,18 +126,22 @@ class Call:
         watch = self.lane.watch
         watch.watch(self)
         try:
-            return await self.future
+            result = await self.future
         except asyncio.CancelledError:
             if self.state is CallState.QUEUED:
                 self.state = CallState.DROPPED
+            elif self.future.cancelled():
+                # the thread works on for a caller who has gone, until the deadline at most
+                raise
+            watch.discard(self)
             raise
-        finally:
-            if self.deadline == deadline and not self._is_abandoned():
+        except Exception:
+            if self.deadline == deadline:
                 watch.discard(self)
-
-    def _is_abandoned(self) -> bool:
-        """Return whether the thread works for a caller who has gone: it does so until the deadline at most."""
-        return self.state is CallState.STARTED and self.future.cancelled()
+            # else it has passed, and the call is being stopped
+            raise
+        watch.discard(self)
+        return result
 
     def expire(self) -> Optional[float]:
         """Tell the caller that the deadline has passed, and stop the call; again and again while it is under way."""

@@ -87,6 +87,8 @@ def open_connection(options: SQLiteOptions, *, read_only: bool = False) -> sqlit
 def _set_pragmas(connection: sqlite3.Connection, options: SQLiteOptions, read_only: bool) -> None:
     if not options.is_memory:
         _use_wal(connection, options.busy_timeout_s)
+        # 16 MiB instead of 4: a page that is written often is moved into the file a fourth as often
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
         # keeps the file that is left after a checkpoint small; 64 MiB
         connection.execute("PRAGMA journal_size_limit = 67108864")
     synchronous = {"OFF": 0, "NORMAL": 1, "FULL": 2, "EXTRA": 3}[options.synchronous]
