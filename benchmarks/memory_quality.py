@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from benchmarks import postgresql_contest
 from modules.conversation_store.meaning import MODES, Place, fuse
-from modules.conversation_store.query import question_terms
 from modules.conversation_store.repository import ConversationStore
 from modules.conversation_store.search import rank
 from modules.storage.embedders_hashing import HashingEmbedder
 from modules.storage.manager import StorageManager
 from modules.storage.semantic import SemanticIndex
 from modules.store_common.tenancy import TenantPolicy
+from modules.store_common.text_query import question_terms
 
 __all__ = ["Data", "StoredEmbedder", "main"]
 

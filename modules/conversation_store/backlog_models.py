@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional
 from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from modules.storage.columns import UtcDateTime
+from modules.storage.columns import UtcDateTime, utc_now
 from modules.storage.schema import Base, Identifier
 
 __all__ = ["TABLES", "TRIGGER_DDL", "TRIGGER_DROP_DDL", "EmbeddingBacklogRow", "EmbeddingIndexRow"]
@@ -41,7 +41,10 @@ class EmbeddingIndexRow(Base):
 
 
 class EmbeddingBacklogRow(Base):
-    """A message to look at. `mark` changes when it changes again; a claim keeps other workers away until it ends."""
+    """A message to look at. `mark` changes when it changes again; a claim keeps other workers away until it ends.
+
+    `noted_at` is when it was put in, and stays when it changes again: since then the index does not know its newest state.
+    """
 
     __tablename__ = "atlas_embedding_backlog"
     __table_args__ = (
@@ -58,6 +61,7 @@ class EmbeddingBacklogRow(Base):
     attempts: Mapped[int] = mapped_column(BigInteger, nullable=False)
     claimed_by: Mapped[Optional[str]] = mapped_column(Identifier)
     claimed_until: Mapped[Optional[datetime]] = mapped_column(UtcDateTime)
+    noted_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=utc_now(), nullable=False)
 
 
 #: What a migration creates.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Dict, Generic, Iterator, List, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Dict, Mapping, Optional
+
+from modules.store_common.records import Page, Record, page_of
 
 __all__ = [
     "Asset",
@@ -23,26 +25,6 @@ __all__ = [
     "User",
     "page_of",
 ]
-
-T = TypeVar("T")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Record):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-class Record:
-    """Parent of the results: `to_dict()` gives plain JSON values, times as ISO 8601 text in UTC."""
-
-    def to_dict(self) -> Dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -190,23 +172,6 @@ class SearchHit(Record):
 
 
 @dataclass(frozen=True)
-class Page(Record, Generic[T]):
-    """Part of a list; give `next_cursor` to the same call for the next part. None: there is no more."""
-
-    items: Tuple[T, ...]
-    next_cursor: Optional[str]
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> T:
-        return self.items[index]
-
-
-@dataclass(frozen=True)
 class ConversationLease(Record):
     """The right of one runner to write to a conversation, with the number that fences off earlier ones.
 
@@ -267,8 +232,3 @@ class RetentionResult(Record):
     conversations_purged: int = 0
     messages_purged: int = 0
     complete: bool = True
-
-
-def page_of(items: List[T], next_cursor: Optional[str]) -> Page[T]:
-    """Return a page of `items`."""
-    return Page(tuple(items), next_cursor)

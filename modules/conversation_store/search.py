@@ -13,7 +13,6 @@ from sqlalchemy import text
 
 from modules.conversation_store.encoding import check_label, check_limit
 from modules.conversation_store.meaning import MODES, Nearest, Place, SearchHits, SemanticIndex, fuse
-from modules.conversation_store.query import fts5_query, question_terms, snippet_of
 from modules.conversation_store.records import SearchHit
 from modules.conversation_store.rows import to_message
 from modules.conversation_store.search_ddl import rebuild_ddl
@@ -29,6 +28,7 @@ from modules.storage.operations import Executor, Store, Transaction, read, write
 from modules.storage.statements import Row, Statement
 from modules.store_common.clock import require_utc
 from modules.store_common.errors import InvalidValueError, NotConfiguredError
+from modules.store_common.text_query import fts5_query, question_terms, snippet_of
 from modules.store_common.values import check_identifier, encode_json
 
 __all__ = [

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import List
 
-from modules.store_common.errors import InvalidValueError
+from modules.store_common.text_query import LANGUAGES, check_language
 
 __all__ = [
     "LANGUAGES",
@@ -34,19 +34,6 @@ __all__ = [
 # PostgreSQL refuses a tsvector over 1 MB; this many characters stay below it whatever they are.
 MAX_SEARCH_CHARACTERS = 100_000
 
-#: Languages that both dialects know. PostgreSQL stems and drops stop words in each of them; SQLite stems English only.
-LANGUAGES = (
-    "simple", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish", "french", "german",
-    "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian", "nepali", "norwegian", "portuguese",
-    "romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
-)  # fmt: skip
-
-
-def _check(language: str) -> str:
-    if language not in LANGUAGES:
-        raise InvalidValueError(f"the search language must be one of {', '.join(LANGUAGES)}")
-    return language
-
 
 def dialect_ddl(dialect: str, language: str = "english") -> List[str]:
     """Return the SQL texts that make the search index, in order.
@@ -55,13 +42,13 @@ def dialect_ddl(dialect: str, language: str = "english") -> List[str]:
         dialect: "sqlite" or "postgresql".
         language: One of `LANGUAGES`; fixed in the database until `rebuild_ddl` is run.
     """
-    _check(language)
+    check_language(language)
     return _sqlite(language) if dialect == "sqlite" else _postgresql(language)
 
 
 def rebuild_ddl(dialect: str, language: str = "english") -> List[str]:
     """Return the SQL texts that drop the search index, make it for `language` and fill it from the messages."""
-    _check(language)
+    check_language(language)
     if dialect == "sqlite":
         return [*_SQLITE_DROP, *_sqlite(language), _SQLITE_FILL]
     return [

@@ -16,6 +16,7 @@ from modules.storage.health import HealthStatus
 from modules.storage.opening import run_in_thread
 from modules.storage.operations import Transaction, read
 from modules.storage.settings import SettingsError, SQLDialect, VectorBackendType
+from modules.storage.settings_sources import nearest
 from modules.storage.statements import Row, Statement
 from modules.store_common.errors import NotConfiguredError, StorageError
 
@@ -47,7 +48,7 @@ def vector_backend(settings: StorageSettings) -> str:
     chosen = settings.vectors.backend
     if chosen is VectorBackendType.SQLITE and settings.sql.dialect is SQLDialect.POSTGRESQL:
         return "pgvector"
-    return chosen.value
+    return chosen.value if isinstance(chosen, VectorBackendType) else chosen
 
 
 def check_vector_settings(settings: StorageSettings) -> None:
@@ -74,6 +75,22 @@ def check_vector_settings(settings: StorageSettings) -> None:
     if chosen is VectorBackendType.PINECONE and settings.vectors.pinecone_api_key is None:
         raise SettingsError(
             "Pinecone needs an API key, and vectors.backend is pinecone", "vectors.pinecone_api_key"
+        )
+    if not isinstance(chosen, VectorBackendType):
+        _check_registered(chosen, source)
+
+
+def _check_registered(name: str, source: str) -> None:
+    """Refuse the name of a provider that nobody has registered. Loads NumPy, so not for the names of ours."""
+    from modules.storage.vectors.registry import available_vector_providers
+
+    known = [*available_vector_providers(), VectorBackendType.NONE.value]
+    if name not in known:
+        raise SettingsError(
+            f"no vector provider of this name is registered; there are {', '.join(known)}",
+            "vectors.backend",
+            source,
+            nearest(name, known),
         )
 
 

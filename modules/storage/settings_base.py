@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+)
 
 from .settings_sources import SettingsError, translate
 from .settings_urls import MASK, ParsedUrl, parse_url
@@ -39,7 +47,7 @@ class SQLDialect(Choice):
 
 
 class VectorBackendType(Choice):
-    """Where vectors are kept."""
+    """Where vectors are kept: the providers that come with us. Others are known by the name they are registered with."""
 
     PGVECTOR = "pgvector"
     PINECONE = "pinecone"
@@ -75,6 +83,14 @@ class TLSMode(Choice):
     REQUIRE = "require"
     VERIFY_CA = "verify-ca"
     VERIFY_FULL = "verify-full"
+
+
+class TelemetryMode(Choice):
+    """What monitoring is told of each operation."""
+
+    OFF = "off"
+    METRICS = "metrics"
+    OPENTELEMETRY = "opentelemetry"
 
 
 class PgvectorIndexType(Choice):
@@ -130,6 +146,17 @@ def _clean_host(value: Any) -> Any:
     return value
 
 
+def _vector_backend(value: Any) -> Union[VectorBackendType, str]:
+    # Any name may be registered by somebody else's package, so an unknown one shows when the provider is looked for.
+    if not isinstance(value, str) or not value.strip() or not is_clean(value):
+        raise ValueError("must be the name of a vector provider")
+    try:
+        return VectorBackendType(value)
+    except ValueError:
+        return value.strip()
+
+
+VectorBackend = Annotated[Union[VectorBackendType, str], PlainValidator(_vector_backend)]
 Text = Annotated[str, BeforeValidator(_clean_text), Field(min_length=1)]
 Host = Annotated[str, BeforeValidator(_clean_host), BeforeValidator(_clean_text)]
 Secret = Annotated[SecretStr, BeforeValidator(_clean_text)]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.conversation_store.query import STOP_WORDS, fts5_query, question_terms, snippet_of
 from modules.store_common.errors import InvalidValueError
+from modules.store_common.text_query import STOP_WORDS, fts5_query, question_terms, snippet_of
 
 
 @pytest.fixture

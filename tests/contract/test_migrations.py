@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -65,6 +66,7 @@ async def test_the_sql_around_the_models_is_equal_too(pool: SQLPool, what: str) 
     """What SQLAlchemy does not model is compared with what a database made from the models' DDL has."""
     from modules.conversation_store.models import DIALECT_DDL as CONVERSATIONS
     from modules.storage.schema import Base
+    from modules.task_store.models import DIALECT_DDL as TASKS
     from modules.Tools.Base_Tools.kv_models import DIALECT_DDL as KEY_VALUE
 
     runner.upgrade(pool.engine)
@@ -72,7 +74,7 @@ async def test_the_sql_around_the_models_is_equal_too(pool: SQLPool, what: str) 
     with pool.engine.begin() as connection:
         drop_everything(connection)
         Base.metadata.create_all(connection)
-        for statement in (*CONVERSATIONS[pool.dialect], *KEY_VALUE[pool.dialect]):
+        for statement in (*CONVERSATIONS[pool.dialect], *KEY_VALUE[pool.dialect], *TASKS[pool.dialect]):
             connection.exec_driver_sql(
                 statement.replace("%", "%%") if pool.dialect == "postgresql" else statement
             )
@@ -112,7 +114,8 @@ def drop_everything(connection: Any) -> None:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")
         connection.exec_driver_sql("CREATE SCHEMA public")
         return
-    connection.exec_driver_sql("DROP TABLE atlas_messages_search")
+    for search in ("atlas_messages_search", "atlas_tasks_search"):
+        connection.exec_driver_sql(f"DROP TABLE {search}")
     for name in sorted(inspect(connection).get_table_names(), key=lambda name: name == "atlas_conversations"):
         connection.exec_driver_sql(f'DROP TABLE "{name}"')
 
@@ -399,10 +402,17 @@ async def test_the_registry_of_pgvector_is_the_one_that_the_provider_makes(
     assert differences(pool.engine) == [], "its tables of documents are not ours to compare"
     with pool.engine.begin() as connection:  # a database where the provider was used before the revision
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
-        for table in ("atlas_embedding_indexes", "atlas_embedding_backlog"):
-            connection.exec_driver_sql(f"DROP TABLE {table}")
+        for table in made_after("0002"):
+            connection.exec_driver_sql(f"DROP TABLE {table} CASCADE")
     assert runner.upgrade(pool.engine)[0] == "0002"
     assert registry_of(pool.engine) == migrated
+
+
+def made_after(revision: str) -> List[str]:
+    """The tables that later revisions make."""
+    files = Path(runner.__file__).with_name("versions").glob("*.py")
+    later = [file.read_text(encoding="utf-8") for file in files if file.name[:4] > revision]
+    return sorted({name for text in later for name in re.findall(r'create_table\(\s*"(\w+)"', text)})
 
 
 def registry_of(engine: Any) -> List[str]:

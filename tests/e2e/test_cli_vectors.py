@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modules.storage.manager import StorageManager
 from modules.storage.vectors.base import VectorDocument
+from tests.contract.test_vectors_elsewhere import install
 
 
 @pytest.fixture
@@ -88,3 +90,13 @@ def test_a_configuration_without_vectors(cli: Any) -> None:
     assert (
         "pgvector needs PostgreSQL" in cli("vectors", "list", code=2, ATLAS_VECTOR_BACKEND="pgvector").stderr
     )
+
+
+def test_a_provider_of_another_package(cli: Any, tmp_path: Path) -> None:
+    install(tmp_path, "box", "atlas_box:BoxProvider")
+    there = {"PYTHONPATH": str(tmp_path), "ATLAS_VECTOR_BACKEND": "box"}
+    assert cli("--json", "vectors", "list", **there).stdout == ""
+    assert cli("--json", "health", **there).json["components"]["vector_store"]["details"]["backend"] == "box"
+    wrong = cli("vectors", "list", code=2, ATLAS_VECTOR_BACKEND="box")
+    assert "there are chroma, in_memory, pgvector, pinecone, sqlite, none" in wrong.stderr
+    assert "ATLAS_VECTOR_BACKEND" in wrong.stderr

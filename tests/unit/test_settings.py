@@ -168,7 +168,7 @@ def test_sources_are_no_part_of_equality() -> None:
         ("mongo.connect_timeout_ms", 0),
         ("mongo.min_pool_size", 101),
         ("vectors.embedding_dimension", 0),
-        ("vectors.backend", "faiss"),
+        ("vectors.backend", " "),
         ("kv.namespace_quota_bytes", -1),
         ("kv.default_ttl_seconds", -0.1),
         ("kv.backend", ""),

@@ -24,9 +24,16 @@ _UNMODELLED_TABLES = (
     "atlas_pgvector",
     "atlas_search_numbers",
     "atlas_search_pending",
+    "atlas_task_search_numbers",
+    "atlas_tasks_search",
 )
 _UNMODELLED_PARTS = frozenset(
-    (("atlas_messages", "search_vector"), ("atlas_messages", "ix_atlas_messages_search"))
+    (
+        ("atlas_messages", "search_vector"),
+        ("atlas_messages", "ix_atlas_messages_search"),
+        ("atlas_tasks", "search_vector"),
+        ("atlas_tasks", "ix_atlas_tasks_search"),
+    )
 )
 
 
@@ -35,8 +42,12 @@ def differences(engine: Engine) -> List[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
+    import modules.access_store.models
     import modules.conversation_store.backlog_models
     import modules.conversation_store.models
+    import modules.job_store.models
+    import modules.storage.outbox_models
+    import modules.task_store.models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
     from modules.storage.schema import Base
     from modules.storage.vectors.sqlite_models import TABLES

@@ -97,10 +97,21 @@ def get_vector_provider(name: str) -> Type[VectorProvider]:
             raise NotConfiguredError(
                 f"there is no vector provider {name!r}; known are {', '.join(available_vector_providers())}"
             )
-        loaded = entry.load()
+        loaded = _load(name, entry)
     if not (isinstance(loaded, type) and issubclass(loaded, VectorProvider)):
         raise StorageError(f"the entry point of the vector provider {name!r} is not a VectorProvider class")
     return _registered.setdefault(name, loaded)
+
+
+def _load(name: str, entry: Any) -> Any:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as exc:
+        # others' packages; their own names of extras are theirs to tell
+        raise StorageError(
+            f"the vector provider {name!r} of another package cannot be loaded ({type(exc).__name__}); "
+            "install what that package needs"
+        ) from exc
 
 
 def _entry_points() -> Dict[str, Any]:

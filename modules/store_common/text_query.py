@@ -10,11 +10,20 @@ from __future__ import annotations
 import re
 from typing import FrozenSet, List
 
-from modules.conversation_store.word_forms import other_forms
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_text
+from modules.store_common.word_forms import other_forms
 
-__all__ = ["MAX_QUERY_BYTES", "MAX_TERMS", "STOP_WORDS", "fts5_query", "question_terms", "snippet_of"]
+__all__ = [
+    "LANGUAGES",
+    "MAX_QUERY_BYTES",
+    "MAX_TERMS",
+    "STOP_WORDS",
+    "check_language",
+    "fts5_query",
+    "question_terms",
+    "snippet_of",
+]
 
 MAX_QUERY_BYTES = 65_536
 # More terms than this only cost time: the rarest of a question's first words decide its ranking.
@@ -22,6 +31,13 @@ MAX_TERMS = 64
 _MAX_TERM_CHARACTERS = 100
 
 _WORD = re.compile(r"[^\W_]+")
+
+#: Languages that both dialects know. PostgreSQL stems and drops stop words in each of them; SQLite stems English only.
+LANGUAGES = (
+    "simple", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish", "french", "german",
+    "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian", "nepali", "norwegian", "portuguese",
+    "romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
+)  # fmt: skip
 
 #: English function words, and what contractions leave behind ("don't" is "don" and "t").
 _FUNCTION_WORDS = """
@@ -33,6 +49,17 @@ _FUNCTION_WORDS = """
     where which while who whom why will with would you your yours yourself yourselves
 """
 STOP_WORDS: FrozenSet[str] = frozenset(_FUNCTION_WORDS.split())
+
+
+def check_language(language: str) -> str:
+    """Return `language` if it is one of `LANGUAGES`.
+
+    Raises:
+        InvalidValueError: it is not.
+    """
+    if language not in LANGUAGES:
+        raise InvalidValueError(f"the search language must be one of {', '.join(LANGUAGES)}")
+    return language
 
 
 def question_terms(text: str, language: str) -> List[str]:

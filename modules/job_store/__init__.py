@@ -1,0 +1,1 @@
+"""Jobs: work that is done later, at least once, and never lost."""
