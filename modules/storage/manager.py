@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Unio
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
 from modules.storage.maintenance import Maintenance
 from modules.storage.manager_checks import health_checks, verify_tables
+from modules.storage.manager_outbox import UnitsOfWork, check_outbox, make_outbox
 from modules.storage.manager_schema import ensure_schema, require_known_schema
 from modules.storage.manager_stores import StoreParts, make_store, refuse_unbuilt
 from modules.storage.manager_vectors import VectorStores, check_vector_settings
@@ -19,7 +20,6 @@ from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
 from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
 from modules.storage.telemetry import Metrics, observed
-from modules.storage.unit_of_work import UnitOfWork
 from modules.store_common.errors import NotConfiguredError, NotInitializedError, StorageError
 from modules.store_common.tenancy import TenantPolicy
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 _CANCEL_AGAIN_S = 0.2
 
 
-class StorageManager:
+class StorageManager(UnitsOfWork):
     """Owns the stores of an application.
 
     Nothing is opened before `initialize()` (or `async with`). Stores are made at first access.
@@ -111,12 +111,15 @@ class StorageManager:
         self._process = os.getpid()
         self._executor = observed(pool.executor, self._settings, self._metrics)
         self._vectors = self._init_vector_store()
+        self._outbox = make_outbox(self._settings, self._executor, self._vectors)
         self._pool = pool
         maintenance = self.maintenance
         self._tasks = [
             asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
             asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
         ]
+        if self._settings.outbox.relay:
+            self._tasks.append(asyncio.create_task(self._outbox.relay.run(), name="atlas-storage-relay"))
         semantic = self.semantic_index
         if semantic is not None:
             self._tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
@@ -136,6 +139,7 @@ class StorageManager:
         vectors, self._vectors = self._vectors, None
         semantic, self._semantic = self._semantic, None
         await _stop(tasks)
+        self._outbox = None
         if semantic is not None:
             await semantic.close()
         if vectors is not None and os.getpid() == self._process:
@@ -276,15 +280,6 @@ class StorageManager:
 
         return DomainStoreFactory(self)
 
-    def unit_of_work(self, *, timeout: float = 30.0) -> UnitOfWork:
-        """Return a unit of work: `async with storage.unit_of_work() as uow:`.
-
-        Args:
-            timeout: Seconds after which it is rolled back wherever it is.
-        """
-        self._open_pool()
-        return UnitOfWork(self._executor, self._make_store, timeout_s=timeout)
-
     # --- databases ----------------------------------------------------------------------------------------------
 
     @property
@@ -346,6 +341,8 @@ class StorageManager:
         if self._pool is None:
             return StorageHealthStatus()
         checks = health_checks(self._pool, self._vector_stores())
+        outbox = self.outbox
+        checks["outbox"] = lambda: check_outbox(outbox, self._settings)
         return await check_all(checks, self._settings.health_check_timeout_seconds)
 
     @property
