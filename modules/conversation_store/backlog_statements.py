@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_DDL
 from modules.conversation_store.models import MessageRow
 from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
-from modules.storage.columns import FreeText
+from modules.storage.columns import SQLITE_NOW, FreeText
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "TRIGGERS_THERE",
 ]
 
-_NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
 _KEY = "collection, tenant_id, conversation_id, sequence"
 _NAME = bindparam("collection", type_=String())
 _KEY_COLUMNS = {"tenant_id": String, "conversation_id": String, "sequence": BigInteger}
@@ -73,7 +72,7 @@ _ADD_INDEX = (
     " VALUES (:collection, 0, '', '', 0, {now}) ON CONFLICT (collection) DO NOTHING"
 )
 REGISTER = Statement(
-    sqlite=text(_ADD_INDEX.format(now=_NOW_SQLITE)).bindparams(_NAME),
+    sqlite=text(_ADD_INDEX.format(now=SQLITE_NOW)).bindparams(_NAME),
     postgresql=text(_ADD_INDEX.format(now="statement_timestamp()")).bindparams(_NAME),
 )
 FORGET_INDEX = Statement(
@@ -144,9 +143,9 @@ _CLAIM_BINDS: Sequence[Any] = (
 CLAIM = Statement(
     sqlite=text(
         _UPDATE_CLAIM
-        + _NOW_SQLITE
+        + SQLITE_NOW
         + f" + CAST(:seconds * 1000000 AS INTEGER) WHERE ({_KEY}) IN (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now=_NOW_SQLITE)
+        + _FREE.format(now=SQLITE_NOW)
         + ")"
         + _TAKEN
     )
@@ -227,7 +226,7 @@ _POSTPONE_BINDS = (
 POSTPONE = Statement(
     sqlite=text(
         _POSTPONE_HEAD.format(
-            until=_NOW_SQLITE + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
+            until=SQLITE_NOW + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
         )
     ).bindparams(*_POSTPONE_BINDS),
     postgresql=text(
