@@ -367,7 +367,7 @@ class StorageManager(UnitsOfWork):
     @property
     def maintenance(self) -> Maintenance:
         """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
-        return Maintenance(self.executor, self._settings, self._tenancy)
+        return Maintenance(self.executor, self._settings, self._tenancy, self.wakeups.notify)
 
     # --- inside -------------------------------------------------------------------------------------------------
 

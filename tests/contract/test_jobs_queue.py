@@ -104,7 +104,9 @@ async def test_a_failure_is_tried_again_until_its_attempts_are_used_up(jobs: Job
         (RetryPolicy(1, 0.0), "A", True, "failed"),
     ],
 )
-async def test_which_errors_are_tried_again(jobs: Jobs, policy: Any, error: str, wish: Any, status: str) -> None:
+async def test_which_errors_are_tried_again(
+    jobs: Jobs, policy: Any, error: str, wish: Any, status: str
+) -> None:
     await jobs.store.enqueue("h", retry=policy)
 
     assert await jobs.queue.fail(await _one(jobs), error, retry=wish) == status
@@ -146,7 +148,11 @@ async def test_a_stale_worker_changes_nothing(jobs: Jobs) -> None:
             await call
         assert isinstance(caught.value, ConcurrencyError)
         assert (caught.value.job_id, caught.value.fence) == (job_id, 1)
-    assert await jobs.queue.settle([Outcome(stale, "succeeded"), ]) == [stale]
+    assert await jobs.queue.settle(
+        [
+            Outcome(stale, "succeeded"),
+        ]
+    ) == [stale]
     assert await jobs.queue.cancellations([stale, current]) == [stale]
 
     assert await jobs.queue.complete(current) == "succeeded"
@@ -205,7 +211,9 @@ async def test_a_running_job_is_told_to_stop(jobs: Jobs) -> None:
     beat = await jobs.queue.heartbeat([claim])
     assert beat.cancelled == (claim,)
     assert await jobs.queue.cancellations([claim]) == [claim]
-    assert await jobs.queue.fail(claim, "Cancelled") == "cancelled", "what was to be cancelled is not tried again"
+    assert await jobs.queue.fail(claim, "Cancelled") == "cancelled", (
+        "what was to be cancelled is not tried again"
+    )
     assert (await jobs.store.list_runs(job_id))[0].status == "cancelled"
 
     other = await jobs.store.enqueue("h", retry=SURE)
@@ -292,7 +300,9 @@ async def test_a_concurrency_limit_is_exact(jobs: Jobs) -> None:
 
 
 async def test_a_key_that_waits_is_let_in_when_its_turn_is_given_up(jobs: Jobs) -> None:
-    first, second, third = [await jobs.store.enqueue("h", concurrency_key="k", name=f"n{n}") for n in range(3)]
+    first, second, third = [
+        await jobs.store.enqueue("h", concurrency_key="k", name=f"n{n}") for n in range(3)
+    ]
     claim = await _one(jobs, limit=5)
     assert claim.id == first
     assert await jobs.queue.claim("w", limit=5) == []
@@ -342,7 +352,10 @@ async def test_progress_and_log_lines_of_a_run(jobs: Jobs) -> None:
     await jobs.queue.log(await _one(jobs), "four")
 
     lines = await jobs.store.list_logs(job_id, limit=2)
-    assert [(line.run, line.level, line.message) for line in lines] == [(1, "info", "one\x00"), (1, "warning", "two")]
+    assert [(line.run, line.level, line.message) for line in lines] == [
+        (1, "info", "one\x00"),
+        (1, "warning", "two"),
+    ]
     rest = await jobs.store.list_logs(job_id, limit=2, cursor=lines.next_cursor)
     assert [line.message for line in rest] == ["three", "four"]
     assert [line.message for line in await jobs.store.list_logs(job_id, run=2)] == ["four"]
