@@ -293,7 +293,7 @@ _PROGRESS_COLUMNS: Any = {
     "age": Double,
 }
 PROGRESS = Statement(
-    sqlite=text(_PROGRESS.format(age=f"({_NOW_SQLITE} - min(b.noted_at)) / 1000000.0")).columns(
+    sqlite=text(_PROGRESS.format(age=f"({SQLITE_NOW} - min(b.noted_at)) / 1000000.0")).columns(
         **_PROGRESS_COLUMNS
     ),
     postgresql=text(

@@ -373,7 +373,9 @@ class StorageManager(UnitsOfWork):
     @property
     def maintenance(self) -> Maintenance:
         """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
-        return Maintenance(self.executor, self._settings, self._tenancy, self._vector_stores())
+        return Maintenance(
+            self.executor, self._settings, self._tenancy, self._vector_stores(), self.wakeups.notify
+        )
 
     # --- inside -------------------------------------------------------------------------------------------------
 

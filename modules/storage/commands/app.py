@@ -9,6 +9,7 @@ from modules.storage.commands import (
     data,
     demo,
     embed,
+    jobs,
     kv,
     schema,
     serve,
@@ -16,6 +17,7 @@ from modules.storage.commands import (
     status,
     tokens,
     vectors,
+    work,
 )
 from modules.storage.commands.invocation import group
 
@@ -30,5 +32,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, embed, kv, vectors, serve, tokens, demo):
+for room in (setup, schema, status, data, conversations, embed, kv, jobs, vectors, serve, tokens, work, demo):
     room.register(app)
