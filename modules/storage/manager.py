@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Unio
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
 from modules.storage.maintenance import Maintenance
 from modules.storage.manager_checks import health_checks, verify_tables
+from modules.storage.manager_outbox import UnitsOfWork, check_outbox, make_outbox
 from modules.storage.manager_schema import ensure_schema, require_known_schema
 from modules.storage.manager_stores import StoreParts, make_store, refuse_unbuilt
 from modules.storage.manager_vectors import VectorStores, check_vector_settings
@@ -19,7 +20,6 @@ from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
 from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
 from modules.storage.telemetry import Metrics, observed
-from modules.storage.unit_of_work import UnitOfWork
 from modules.store_common.errors import NotConfiguredError, NotInitializedError, StorageError
 from modules.store_common.tenancy import TenantPolicy
 
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
+    from modules.storage.backends.wakeups import Wakeups
     from modules.storage.embedders_base import Embedder
     from modules.storage.operations import Executor
     from modules.storage.semantic import SemanticIndex
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
+    from modules.task_store.repository import TaskStore
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["StorageManager"]
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 _CANCEL_AGAIN_S = 0.2
 
 
-class StorageManager:
+class StorageManager(UnitsOfWork):
     """Owns the stores of an application.
 
     Nothing is opened before `initialize()` (or `async with`). Stores are made at first access.
@@ -109,12 +111,15 @@ class StorageManager:
         self._process = os.getpid()
         self._executor = observed(pool.executor, self._settings, self._metrics)
         self._vectors = self._init_vector_store()
+        self._outbox = make_outbox(self._settings, self._executor, self._vectors)
         self._pool = pool
         maintenance = self.maintenance
         self._tasks = [
             asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
             asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
         ]
+        if self._settings.outbox.relay:
+            self._tasks.append(asyncio.create_task(self._outbox.relay.run(), name="atlas-storage-relay"))
         semantic = self.semantic_index
         if semantic is not None:
             self._tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
@@ -134,6 +139,7 @@ class StorageManager:
         vectors, self._vectors = self._vectors, None
         semantic, self._semantic = self._semantic, None
         await _stop(tasks)
+        self._outbox = None
         if semantic is not None:
             await semantic.close()
         if vectors is not None and os.getpid() == self._process:
@@ -199,9 +205,10 @@ class StorageManager:
         return store
 
     @property
-    def tasks(self) -> Any:
-        """The task store. Not part of this release: `NotConfiguredError`."""
-        return self._store("tasks")
+    def tasks(self) -> TaskStore:
+        """Tasks: what is to be done, in which order, and how far it is."""
+        store: TaskStore = self._store("tasks")
+        return store
 
     @property
     def jobs(self) -> JobStore:
@@ -273,15 +280,6 @@ class StorageManager:
 
         return DomainStoreFactory(self)
 
-    def unit_of_work(self, *, timeout: float = 30.0) -> UnitOfWork:
-        """Return a unit of work: `async with storage.unit_of_work() as uow:`.
-
-        Args:
-            timeout: Seconds after which it is rolled back wherever it is.
-        """
-        self._open_pool()
-        return UnitOfWork(self._executor, self._make_store, timeout_s=timeout)
-
     # --- databases ----------------------------------------------------------------------------------------------
 
     @property
@@ -295,6 +293,11 @@ class StorageManager:
     def sql_pool(self) -> SQLPool:
         """The pool of the SQL database."""
         return self._open_pool()
+
+    @property
+    def wakeups(self) -> Wakeups:
+        """Tells those who wait that there is something to do; see `modules.storage.backends.wakeups`."""
+        return self._open_pool().wakeups
 
     def get_sql_engine(self) -> Engine:
         """Return a synchronous SQLAlchemy engine on the SQL database."""
@@ -338,6 +341,8 @@ class StorageManager:
         if self._pool is None:
             return StorageHealthStatus()
         checks = health_checks(self._pool, self._vector_stores())
+        outbox = self.outbox
+        checks["outbox"] = lambda: check_outbox(outbox, self._settings)
         return await check_all(checks, self._settings.health_check_timeout_seconds)
 
     @property
@@ -394,7 +399,10 @@ class StorageManager:
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
         if name == "vectors":
             return self._vector_stores().within(executor)
-        return make_store(name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index))
+        wake = self.wakeups.notify
+        return make_store(
+            name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)
+        )
 
 
 def _as_settings(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageSettings:

@@ -21,6 +21,7 @@ __all__ = ["TABLES", "health_checks", "verify_tables"]
 TABLES: Dict[str, Tuple[str, ...]] = {
     "conversation_store": ("atlas_conversations", "atlas_messages", "atlas_users", "atlas_sessions"),
     "kv_store": ("atlas_kv_entries",),
+    "task_store": ("atlas_tasks", "atlas_task_events", "atlas_task_dependencies"),
 }
 # Below this much free space the database is reported as degraded, in bytes.
 _LOW_DISK_BYTES = 256 * 1024 * 1024

@@ -44,6 +44,7 @@ from .settings_base import (
     blank_to_none,
     reveal,
 )
+from .settings_outbox import OutboxSettings
 from .settings_sources import (
     Layer,
     Setting,
@@ -62,6 +63,7 @@ __all__ = [
     "DEFAULT_CONFIG_FILE",
     "KVStoreSettings",
     "MongoBackendSettings",
+    "OutboxSettings",
     "PgvectorIndexType",
     "PineconeMetric",
     "PoolSettings",
@@ -253,6 +255,7 @@ class StorageSettings(Section):
     mongo: MongoBackendSettings = Field(default_factory=MongoBackendSettings, description="MongoDB.")
     vectors: VectorBackendSettings = Field(default_factory=VectorBackendSettings, description="Vectors.")
     kv: KVStoreSettings = Field(default_factory=KVStoreSettings, description="Key-value store.")
+    outbox: OutboxSettings = Field(default_factory=OutboxSettings, description="Outbox.")
     retention: RetentionSettings = Field(default_factory=RetentionSettings, description="Retention.")
     use_mongo_for_conversations: bool = Field(False, description="Keep conversations in MongoDB.")
     use_mongo_for_jobs: bool = Field(False, description="Keep jobs in MongoDB.")

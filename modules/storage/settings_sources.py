@@ -45,6 +45,7 @@ _PREFIXES: dict[KeyPath, str] = {
     ("mongo",): "ATLAS_MONGO_",
     ("vectors",): "ATLAS_VECTOR_",
     ("kv",): "ATLAS_KV_",
+    ("outbox",): "ATLAS_OUTBOX_",
     ("retention",): "ATLAS_RETENTION_",
 }
 # ... except these, whose short names are the customer's.

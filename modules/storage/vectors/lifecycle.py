@@ -49,8 +49,8 @@ class ProviderLifecycle(VectorEngine):
             NotConfiguredError: this store keeps nothing in the SQL database.
         """
         raise NotConfiguredError(
-            f"the vector store {self.name} cannot take part in a unit of work: it is not in the SQL database, and staging "
-            "its writes comes with the outbox; call storage.vectors after the unit, or use vectors.backend sqlite or pgvector"
+            f"the vector store {self.name} cannot join this transaction: it is not in the SQL database; use uow.vectors of "
+            "storage.unit_of_work(), which stages its writes"
         )
 
     def open_on_use(self, enabled: bool = True) -> None:
