@@ -26,6 +26,14 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+async def _progress_of(bench: Bench, job_id: str) -> Any:
+    return (await bench.jobs.require(job_id)).progress
+
+
+async def _names_of_workers(bench: Bench) -> List[str]:
+    return [worker.id for worker in await bench.storage.job_queue.list_workers()]
+
+
 @pytest.fixture
 def bench(storage: Any) -> Bench:
     return Bench(storage)
@@ -314,8 +322,7 @@ async def test_progress_and_lines_are_stored_while_it_runs_and_the_rest_at_its_e
 
     job_id = await bench.jobs.enqueue("tells")
     async with bench.worker():
-        while (await bench.jobs.require(job_id)).progress != 0.5:
-            await asyncio.sleep(0.01)
+        await bench.until_true(lambda: _progress_of(bench, job_id), 0.5)
         go_on.set()
         job = await bench.until(job_id, "succeeded")
 
@@ -368,8 +375,7 @@ async def test_other_queues_are_left_alone(bench: Bench) -> None:
 
 async def test_the_worker_is_known_while_it_runs(bench: Bench) -> None:
     async with bench.worker(name="w-1", queues=["a"]):
-        while [worker.id for worker in await bench.storage.job_queue.list_workers()] != ["w-1"]:
-            await asyncio.sleep(0.01)
+        await bench.until_true(lambda: _names_of_workers(bench), ["w-1"])
     assert await bench.storage.job_queue.list_workers() == []
 
 

@@ -49,6 +49,15 @@ class Bench:
     async def until_seen(self, what: Any) -> None:
         await wait_until(lambda: what in self.seen, PATIENT_S, f"{what!r} in {self.seen!r}")
 
+    async def until_true(self, look: Callable[[], Any], expected: Any) -> None:
+        """Look again and again until it gives `expected`."""
+        end = asyncio.get_running_loop().time() + PATIENT_S
+        found = await look()
+        while found != expected:
+            assert asyncio.get_running_loop().time() < end, f"{found!r} and not {expected!r}"
+            await asyncio.sleep(0.01)
+            found = await look()
+
     async def until(self, job_id: str, *statuses: str, tenant_id: Optional[str] = None) -> Job:
         """Wait for the job to become one of these."""
         end = asyncio.get_running_loop().time() + PATIENT_S
