@@ -104,7 +104,7 @@ DELETE_ALL_OF = [
     for table, column in _TABLES
 ]
 _OLD = (
-    "SELECT id FROM atlas_jobs WHERE tenant_id = :tenant_id AND status = :status AND id < :before"
+    "SELECT id FROM atlas_jobs WHERE tenant_id = :tenant_id AND status = :status AND version > 0 AND id < :before"
     " AND finished_at < {cutoff} ORDER BY id LIMIT :limit"
 )
 _OLD_BINDS = (*binds("tenant_id", "status", "limit", "delay_us"), bindparam("before", type_=String()))

@@ -47,11 +47,15 @@ async def list_jobs(
     tx: Transaction, tenant_id: str, status: Optional[str], filters: Dict[str, Any], before: str, limit: int
 ) -> List[Job]:
     """Return jobs, the newest first."""
-    where = {"tenant_id": tenant_id, "before": before, "limit": limit, **filters}
-    if status is None:
-        rows = await tx.all(sql.LIST, **where)
+    where: Dict[str, Any] = {"tenant_id": tenant_id, "before": before, "limit": limit}
+    if any(value is not None for value in filters.values()):
+        where.update(filters)
+        statement = sql.LIST_FILTERED if status is None else sql.LIST_STATUS_FILTERED
     else:
-        rows = await tx.all(sql.LIST_STATUS, status=status, **where)
+        statement = sql.LIST if status is None else sql.LIST_STATUS
+    if status is not None:
+        where["status"] = status
+    rows = await tx.all(statement, **where)
     return [decode_job(row) for row in rows]
 
 

@@ -20,7 +20,9 @@ __all__ = [
     "FIRST_DUE",
     "GET",
     "LIST",
+    "LIST_FILTERED",
     "LIST_STATUS",
+    "LIST_STATUS_FILTERED",
     "LOCK",
     "LOGS",
     "NEXT_DUE",
@@ -52,19 +54,25 @@ BY_NAME = Statement(
     .bindparams(*binds("tenant_id", "name"))
     .columns(**_JOB_COLUMNS)
 )
-_LIST = (
-    f"SELECT {_JOB} FROM atlas_jobs WHERE tenant_id = :tenant_id AND id < :before {{status}}"
+_LIST = f"SELECT {_JOB} FROM atlas_jobs WHERE tenant_id = :tenant_id AND id < :before {{which}} ORDER BY id DESC LIMIT :limit"
+_OF_STATUS = "AND status = :status AND version > 0"
+# apart, because conditions that may be left out make the planner expect so few rows that it sorts them all
+_FILTERED = (
     " AND (:queue IS NULL OR queue = :queue) AND (:handler IS NULL OR handler = :handler)"
-    " AND (:schedule_id IS NULL OR schedule_id = :schedule_id) ORDER BY id DESC LIMIT :limit"
+    " AND (:schedule_id IS NULL OR schedule_id = :schedule_id)"
 )
-_LIST_BINDS = (
-    *binds("tenant_id", "queue", "handler", "schedule_id", "limit"),
-    bindparam("before", type_=String()),
-)
-LIST = Statement(text(_LIST.format(status="")).bindparams(*_LIST_BINDS).columns(**_JOB_COLUMNS))
+_LIST_BINDS = (*binds("tenant_id", "limit"), bindparam("before", type_=String()))
+_FILTERS = binds("queue", "handler", "schedule_id")
+LIST = Statement(text(_LIST.format(which="")).bindparams(*_LIST_BINDS).columns(**_JOB_COLUMNS))
 LIST_STATUS = Statement(
-    text(_LIST.format(status="AND status = :status"))
-    .bindparams(*_LIST_BINDS, *binds("status"))
+    text(_LIST.format(which=_OF_STATUS)).bindparams(*_LIST_BINDS, *binds("status")).columns(**_JOB_COLUMNS)
+)
+LIST_FILTERED = Statement(
+    text(_LIST.format(which=_FILTERED)).bindparams(*_LIST_BINDS, *_FILTERS).columns(**_JOB_COLUMNS)
+)
+LIST_STATUS_FILTERED = Statement(
+    text(_LIST.format(which=_OF_STATUS + _FILTERED))
+    .bindparams(*_LIST_BINDS, *_FILTERS, *binds("status"))
     .columns(**_JOB_COLUMNS)
 )
 
@@ -140,7 +148,9 @@ EVENTS = Statement(
 )
 
 COUNTS = Statement(
-    text("SELECT status, count(*) AS count FROM atlas_jobs WHERE tenant_id = :tenant_id GROUP BY status")
+    text(
+        "SELECT status, count(*) AS count FROM atlas_jobs WHERE tenant_id = :tenant_id AND version > 0 GROUP BY status"
+    )
     .bindparams(*binds("tenant_id"))
     .columns(**columns("status", "count"))
 )
@@ -213,18 +223,21 @@ TOP_OF_QUEUE_TENANT = Statement(
     .bindparams(*binds("tenant_id", "queue", "priority"))
     .columns(**columns("priority"))
 )
-_COUNT_SOME = "SELECT count(*) AS count FROM (SELECT 1 FROM atlas_jobs WHERE {which} LIMIT :limit) AS some"
+_COUNT_SOME = "SELECT count(*) AS count FROM (SELECT 1 FROM atlas_jobs WHERE {which} LIMIT :limit) AS counted"
+# the order names the index that holds nothing but these
 #: Dead jobs, claimable jobs, running jobs of all tenants; counted up to a limit.
 DEAD = Statement(
-    text(_COUNT_SOME.format(which="status = 'failed'"))
+    text(_COUNT_SOME.format(which="status = 'failed' ORDER BY finished_at"))
     .bindparams(*binds("limit"))
     .columns(**columns("count"))
 )
 BACKLOG = Statement(
-    text(_COUNT_SOME.format(which=_OPEN)).bindparams(*binds("limit")).columns(**columns("count"))
+    text(_COUNT_SOME.format(which=_OPEN + " ORDER BY queue, priority, run_at"))
+    .bindparams(*binds("limit"))
+    .columns(**columns("count"))
 )
 RUNNING = Statement(
-    text(_COUNT_SOME.format(which="status = 'running'"))
+    text(_COUNT_SOME.format(which="status = 'running' ORDER BY lease_until"))
     .bindparams(*binds("limit"))
     .columns(**columns("count"))
 )

@@ -373,9 +373,8 @@ class StorageManager(UnitsOfWork):
     @property
     def maintenance(self) -> Maintenance:
         """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
-        return Maintenance(
-            self.executor, self._settings, self._tenancy, self._vector_stores(), self.wakeups.notify
-        )
+        wake = self.wakeups.notify
+        return Maintenance(self.executor, self._settings, self._tenancy, self._vector_stores(), wake)
 
     # --- inside -------------------------------------------------------------------------------------------------
 

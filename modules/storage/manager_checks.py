@@ -29,10 +29,10 @@ TABLES: Dict[str, Tuple[str, ...]] = {
 _LOW_DISK_BYTES = 256 * 1024 * 1024
 # A write-ahead log this large means that a reader keeps it from being emptied, in bytes.
 _LARGE_WAL_BYTES = 512 * 1024 * 1024
-# Messages that wait longer than this to be embedded are a sign that nobody embeds them, in seconds.
-_LATE_S = 600.0
 # A job that has been due for longer is told as a degraded store, in seconds.
 _LONG_OVERDUE_S = 900.0
+# Messages that wait longer than this to be embedded are a sign that nobody embeds them, in seconds.
+_LATE_S = 600.0
 _Result = Tuple[HealthStatus, str, Dict[str, Any]]
 
 

@@ -13,13 +13,17 @@ from modules.job_store import (
     settle_statements,
     upkeep_statements,
 )
-from modules.job_store.records import NewJob
+from modules.job_store.records import NewJob, Outcome
 from modules.storage.statements import Statement
 
 _ONE = {"tenant_id": "t1", "id": "x"}
-_FILTERS = {"queue": None, "handler": None, "schedule_id": None}
-_LIST = {"tenant_id": "t1", "before": "~", "limit": 10, **_FILTERS}
+_LIST = {"tenant_id": "t1", "before": "~", "limit": 10}
 _CLAIM = {"queues": ["q1", "q2"], "limit": 10, "lease_us": 1000, "worker": "w"}
+_CLAIMED = {"tenant_ids": ["t1"], "ids": ["x"], "fences": [1]}
+_SETTLED = {
+    **_CLAIMED, "statuses": ["failed"], "delays": [0], "deltas": [0], "reasons": ["r"], "run_statuses": ["failed"],
+    "errors": ["{}"], "results": ["{}"], "keeps": [0],
+}  # fmt: skip
 _CLAIMS = "ix_atlas_jobs_claim"
 #: What is asked, with which parameters, which index answers, on which dialect.
 STATEMENTS: Dict[str, Any] = {
@@ -32,6 +36,15 @@ STATEMENTS: Dict[str, Any] = {
     "claim: heads of a tenant": (
         claim_statements.HEADS_TENANT, {"queue": "q1", "priority": 0, "limit": 9, "tenant_id": "t1"},
         "ix_atlas_jobs_claim_tenant", "sqlite",
+    ),
+    "settle": (settle_statements.SETTLE, _SETTLED, "pk_atlas_jobs", "postgresql"),
+    "heartbeat": (settle_statements.BEAT, {**_CLAIMED, "lease_us": 9}, "pk_atlas_jobs", "postgresql"),
+    "claim of rows": (
+        claim_statements.CLAIM_ROWS, {"tenants": ["t1"], "ids": ["x"], "lease_us": 9, "worker": "w"},
+        "pk_atlas_jobs", "postgresql",
+    ),
+    "unpark": (
+        settle_statements.UNPARK, {"tenant_id": "t1", "concurrency_key": "k"}, "ix_atlas_jobs_parked", None,
     ),
     "rescue": (settle_statements.EXPIRED, {"limit": 10}, "ix_atlas_jobs_leases", None),
     "running of a key": (
@@ -49,6 +62,8 @@ STATEMENTS: Dict[str, Any] = {
     ),
     "first due": (reading_statements.FIRST_DUE, {"queue": "q1", "priority": 0}, _CLAIMS, None),
     "dead": (reading_statements.DEAD, {"limit": 100}, "ix_atlas_jobs_dead", None),
+    "backlog": (reading_statements.BACKLOG, {"limit": 100}, _CLAIMS, None),
+    "running": (reading_statements.RUNNING, {"limit": 100}, "ix_atlas_jobs_leases", None),
     "purge": (
         lifecycle_statements.OLD, {"tenant_id": "t1", "status": "failed", "before": "1", "delay_us": 1, "limit": 9},
         "ix_atlas_jobs_status", None,
@@ -58,13 +73,15 @@ STATEMENTS: Dict[str, Any] = {
 
 
 def _types(values: Any) -> str:
-    kinds = {str: "text", int: "bigint", list: "text[]", type(None): "text"}
-    return ", ".join(kinds[type(value)] for value in values)
+    kinds = {str: "text", int: "bigint", type(None): "text"}
+    return ", ".join(
+        kinds[type(value[0])] + "[]" if isinstance(value, list) else kinds[type(value)] for value in values
+    )
 
 
 def _literal(value: Any) -> str:
     if isinstance(value, list):
-        return "ARRAY[" + ", ".join(f"'{item}'" for item in value) + "]"
+        return f"ARRAY[{', '.join(_literal(item) for item in value)}]"
     if value is None:
         return "NULL"
     return str(value) if isinstance(value, int) else f"'{value}'"
@@ -80,6 +97,7 @@ def _explain(engine: Any, statement: Statement, parameters: Dict[str, Any]) -> L
             return [row[3] for row in cursor.fetchall()]
         # the plan that is kept for any parameters, which is what a prepared statement ends up with
         cursor.execute("SET plan_cache_mode = force_generic_plan")
+        cursor.execute("DEALLOCATE ALL")
         cursor.execute(f"PREPARE asked ({_types(values)}) AS {compiled.sql}")
         cursor.execute(f"EXPLAIN EXECUTE asked ({', '.join(_literal(value) for value in values)})")
         return [row[0] for row in cursor.fetchall()]
@@ -100,6 +118,9 @@ async def _fill(storage: Any) -> None:
             ],
             tenant_id=tenant,
         )
+    for kind in ("succeeded", "cancelled", "failed"):
+        claims = await storage.job_queue.claim("w", ["q0", "q1", "q2"], limit=500)
+        await storage.job_queue.settle([Outcome(c, kind, retry=False) for c in claims])
     with storage.sql_pool.engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE")
 
@@ -125,8 +146,9 @@ async def test_every_statement_uses_its_index(storage: Any) -> None:
 @pytest.mark.postgresql
 @pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 async def test_the_plan_of_an_empty_table_serves_a_full_one(storage: Any) -> None:
-    """A worker prepares its claim when there are no jobs and keeps the plan when there are many."""
-    plan = "\n".join(_explain(storage.sql_pool.engine, claim_statements.CLAIM, _CLAIM))
-
-    assert _CLAIMS in plan, plan
-    assert "Seq Scan on atlas_jobs" not in plan, plan
+    """A worker prepares its statements when there are no jobs and keeps the plans when there are many."""
+    for name in ("claim", "claim of a tenant", "claim of rows", "settle", "heartbeat", "rescue", "due next"):
+        statement, parameters, index, _ = STATEMENTS[name]
+        plan = "\n".join(_explain(storage.sql_pool.engine, statement, parameters))
+        assert index in plan, f"{name}: {plan}"
+        assert "Seq Scan on atlas_jobs" not in plan, f"{name}: {plan}"

@@ -101,7 +101,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'running' AND concurrency_key IS NOT NULL"),
         sqlite_where=sa.text("status = 'running' AND concurrency_key IS NOT NULL"),
     )
-    op.create_index("ix_atlas_jobs_status", "atlas_jobs", ["tenant_id", "status", "id"])
+    op.create_index(
+        "ix_atlas_jobs_status",
+        "atlas_jobs",
+        ["tenant_id", "status", "id"],
+        postgresql_where=sa.text("version > 0"),
+        sqlite_where=sa.text("version > 0"),
+    )
     op.create_index(
         "uq_atlas_jobs_name",
         "atlas_jobs",
