@@ -8,6 +8,7 @@ from modules.storage.commands import (
     conversations,
     data,
     demo,
+    embed,
     kv,
     schema,
     serve,
@@ -29,5 +30,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, kv, vectors, serve, tokens, demo):
+for room in (setup, schema, status, data, conversations, embed, kv, vectors, serve, tokens, demo):
     room.register(app)
