@@ -31,6 +31,7 @@ _PURGE_EVERY_S = 30.0
 # Longest wait for a wake-up, and pause before listening again after an error, in seconds; lanes look by themselves too.
 _LISTEN_S = 60.0
 _LISTEN_AGAIN_S = 5.0
+_BEGIN_AGAIN_S = 0.5
 
 
 def channel_of(target: str) -> str:
@@ -74,14 +75,14 @@ class Relay:
         self._changed, self._progress = asyncio.Event(), asyncio.Event()
         tasks: Dict[str, asyncio.Task[None]] = {"": asyncio.create_task(self._purge_for_ever())}
         try:
-            if failpoints.armed:
-                await failpoints.meet("relay.starting")
             while True:
                 self._changed.clear()
                 for name in self._targets.names:
                     if name not in tasks:
                         lane = self._lanes[name] = self._lane(name)
-                        tasks[name] = asyncio.create_task(lane.run(), name=f"atlas-storage-relay-{name}")
+                        tasks[name] = asyncio.create_task(
+                            self._keep_running(name, lane), name=f"atlas-storage-relay-{name}"
+                        )
                         tasks[f" {name}"] = asyncio.create_task(self._listen(name, lane))
                 await self._changed.wait()
         finally:
@@ -120,6 +121,19 @@ class Relay:
         if self._progress is not None:
             self._progress.set()
             self._progress = asyncio.Event()
+
+    async def _keep_running(self, name: str, lane: Lane) -> None:
+        """Run a lane; a defect of ours ends neither it nor the others, but is told and begun again after a pause."""
+        while True:
+            try:
+                if failpoints.armed:
+                    await failpoints.meet("relay.starting")
+                await lane.run()
+            except Exception as exc:
+                logger.exception(
+                    "storage.outbox.lane_failed", extra={"store": name, "error_type": type(exc).__name__}
+                )
+            await asyncio.sleep(_BEGIN_AGAIN_S)
 
     async def _listen(self, name: str, lane: Lane) -> None:
         """Wake a lane when another process says that something was staged for it."""
