@@ -103,7 +103,7 @@ class Relay:
         for name in targets:
             lane = self._lanes.get(name)
             if lane is not None:
-                self._loop.call_soon_threadsafe(lane.wake)
+                self._loop.call_soon_threadsafe(lane.tell)
 
     async def wait_for_progress(self, timeout_s: float) -> None:
         """Return when something was applied, or after `timeout_s` seconds."""
@@ -142,7 +142,7 @@ class Relay:
                 async with self._wakeups.subscribe(channel_of(name)) as subscription:
                     while True:
                         if await subscription.wait(_LISTEN_S):
-                            lane.wake()
+                            lane.tell()
             except StorageError as exc:
                 logger.warning("storage.outbox.not_listening", extra={"error_type": type(exc).__name__})
             await asyncio.sleep(_LISTEN_AGAIN_S)
