@@ -47,6 +47,7 @@ _PREFIXES: dict[KeyPath, str] = {
     ("kv",): "ATLAS_KV_",
     ("outbox",): "ATLAS_OUTBOX_",
     ("retention",): "ATLAS_RETENTION_",
+    ("server",): "ATLAS_SERVER_",
 }
 # ... except these, whose short names are the customer's.
 _SHORT_NAMES: dict[KeyPath, str] = {

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from modules.storage.commands import conversations, data, demo, kv, outbox, schema, setup, status, vectors
+from modules.storage.commands import (
+    conversations,
+    data,
+    demo,
+    embed,
+    kv,
+    outbox,
+    schema,
+    serve,
+    setup,
+    status,
+    tokens,
+    vectors,
+)
 from modules.storage.commands.invocation import group
 
 __all__ = ["app"]
@@ -18,5 +31,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, kv, vectors, outbox, demo):
+for room in (setup, schema, status, data, conversations, embed, kv, vectors, outbox, serve, tokens, demo):
     room.register(app)
