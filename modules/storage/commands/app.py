@@ -11,6 +11,7 @@ from modules.storage.commands import (
     embed,
     jobs,
     kv,
+    outbox,
     schema,
     serve,
     setup,
@@ -32,5 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, embed, kv, jobs, vectors, serve, tokens, work, demo):
+_ROOMS = (
+    setup, schema, status, data, conversations, embed, kv, jobs, vectors, outbox, serve, tokens, work, demo,
+)  # fmt: skip
+for room in _ROOMS:
     room.register(app)
