@@ -31,7 +31,17 @@ from modules.store_common.errors import AlreadyExistsError, ConcurrencyError, In
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, check_identifier, encode_json
 
-__all__ = ["Lifecycle", "add_event", "delete_jobs", "locked_job", "move_job"]
+__all__ = [
+    "Lifecycle",
+    "Moved",
+    "When",
+    "add_event",
+    "change_job",
+    "delete_job",
+    "delete_jobs",
+    "locked_job",
+    "move_job",
+]
 
 _MAX_BULK = 1000
 

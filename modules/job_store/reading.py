@@ -19,7 +19,18 @@ from modules.store_common.cursors import decode_cursor, encode_cursor
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier
 
-__all__ = ["Reading", "get_job"]
+__all__ = [
+    "Reading",
+    "count_jobs",
+    "get_by_name",
+    "get_job",
+    "list_events",
+    "list_jobs",
+    "list_logs",
+    "list_runs",
+    "next_due",
+    "queue_statistics",
+]
 
 # After every id of ours: they are hexadecimal digits and hyphens.
 _LAST_ID = "~"

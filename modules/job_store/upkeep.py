@@ -21,7 +21,21 @@ from modules.store_common.errors import InvalidValueError
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, check_identifier, check_text, encode_json, encode_text
 
-__all__ = ["LOG_LEVELS", "DueSchedules", "QueueUpkeep"]
+__all__ = [
+    "LOG_LEVELS",
+    "DueSchedules",
+    "QueueUpkeep",
+    "add_logs",
+    "due_schedules",
+    "fire",
+    "forget_worker",
+    "limits",
+    "next_schedule_in",
+    "set_limit",
+    "set_progress",
+    "worker_seen",
+    "workers",
+]
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _WORKER_SEEN_S = 60.0

@@ -68,7 +68,7 @@ STATEMENTS: Dict[str, Any] = {
         lifecycle_statements.OLD, {"tenant_id": "t1", "status": "failed", "before": "1", "delay_us": 1, "limit": 9},
         "ix_atlas_jobs_status", None,
     ),
-    "due schedules": (upkeep_statements.DUE, {"limit": 10}, "ix_atlas_job_schedules_due", None),
+    "due schedules": (upkeep_statements.DUE, {"limit": 10}, "ix_atlas_job_schedules_due", "sqlite"),
 }  # fmt: skip
 
 

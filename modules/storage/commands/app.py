@@ -33,8 +33,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-_ROOMS = (
-    setup, schema, status, data, conversations, embed, kv, jobs, vectors, outbox, serve, tokens, work, demo,
-)  # fmt: skip
-for room in _ROOMS:
+for room in (
+    setup,
+    schema,
+    status,
+    data,
+    conversations,
+    embed,
+    kv,
+    jobs,
+    vectors,
+    outbox,
+    serve,
+    tokens,
+    work,
+    demo,
+):
     room.register(app)
