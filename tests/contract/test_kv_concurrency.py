@@ -12,7 +12,7 @@ from modules.Tools.Base_Tools.kv_store import ABSENT, KeyValueStore
 from tests.support import kv as support
 from tests.support.kv import open_pool
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 async def test_400_increments_give_400(kv: KeyValueStore) -> None:

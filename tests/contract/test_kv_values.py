@@ -14,7 +14,7 @@ from modules.Tools.Base_Tools.kv_store import InvalidValueTypeError, KeyValueSto
 from tests.support import kv as support
 from tests.support.values import any_values, contract_values, same, texts
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,12 @@
+"""Every operation of the key-value store over documents: what `MongoPool.executor` is given for `KeyValueStore`."""
+
+from __future__ import annotations
+
+from modules.Tools.Base_Tools import kv_mongo_many
+from modules.Tools.Base_Tools.kv_mongo import FORMS
+
+__all__ = ["KEY_VALUE_FORMS"]
+
+#: The forms, complete once the modules above are imported.
+KEY_VALUE_FORMS = FORMS
+assert kv_mongo_many.FORMS is FORMS
