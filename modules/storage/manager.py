@@ -18,6 +18,7 @@ from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
 from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
+from modules.storage.telemetry import Metrics, observed
 from modules.storage.unit_of_work import UnitOfWork
 from modules.store_common.errors import NotConfiguredError, NotInitializedError, StorageError
 from modules.store_common.tenancy import TenantPolicy
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session, sessionmaker
 
+    from modules.access_store.repository import AccessStore
     from modules.conversation_store.repository import ConversationStore
+    from modules.job_store.queue import JobQueue
+    from modules.job_store.repository import JobStore
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
@@ -60,6 +64,7 @@ class StorageManager:
         self._settings = _as_settings(settings)
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
+        self._executor: Any = None
         self._vectors: Optional[VectorStores] = None
         self._semantic: Optional[SemanticIndex] = None
         self._stores: Dict[str, Any] = {}
@@ -67,6 +72,7 @@ class StorageManager:
         self._tasks: List[asyncio.Task[None]] = []
         self._monitor = HealthMonitor(self.health_check, self._settings.health_check_interval_seconds)
         self._process = os.getpid()
+        self._metrics = Metrics()
 
     # --- lifecycle ----------------------------------------------------------------------------------------------
 
@@ -101,7 +107,8 @@ class StorageManager:
             await pool.shutdown()
             raise
         self._process = os.getpid()
-        self._vectors = self._init_vector_store(pool)
+        self._executor = observed(pool.executor, self._settings, self._metrics)
+        self._vectors = self._init_vector_store()
         self._pool = pool
         maintenance = self.maintenance
         self._tasks = [
@@ -186,14 +193,27 @@ class StorageManager:
         return store
 
     @property
+    def access(self) -> AccessStore:
+        """The tokens of the HTTP API."""
+        store: AccessStore = self._store("access")
+        return store
+
+    @property
     def tasks(self) -> Any:
         """The task store. Not part of this release: `NotConfiguredError`."""
         return self._store("tasks")
 
     @property
-    def jobs(self) -> Any:
-        """The job store. Not part of this release: `NotConfiguredError`."""
-        return self._store("jobs")
+    def jobs(self) -> JobStore:
+        """Jobs of one tenant at a time: enqueue, read, change, schedule."""
+        store: JobStore = self._store("jobs")
+        return store
+
+    @property
+    def job_queue(self) -> JobQueue:
+        """What workers and schedulers call, over all tenants: claim, heartbeat, settle."""
+        queue: JobQueue = self._store("job_queue")
+        return queue
 
     @property
     def vectors(self) -> VectorProvider:
@@ -259,14 +279,16 @@ class StorageManager:
         Args:
             timeout: Seconds after which it is rolled back wherever it is.
         """
-        return UnitOfWork(self._open_pool().executor, self._make_store, timeout_s=timeout)
+        self._open_pool()
+        return UnitOfWork(self._executor, self._make_store, timeout_s=timeout)
 
     # --- databases ----------------------------------------------------------------------------------------------
 
     @property
     def executor(self) -> Executor:
         """What runs operations on the SQL database."""
-        executor: Executor = self._open_pool().executor
+        self._open_pool()
+        executor: Executor = self._executor
         return executor
 
     @property
@@ -318,6 +340,11 @@ class StorageManager:
         checks = health_checks(self._pool, self._vector_stores())
         return await check_all(checks, self._settings.health_check_timeout_seconds)
 
+    @property
+    def metrics(self) -> Metrics:
+        """Operations by store, name and outcome since the manager was made; empty unless `telemetry` is on."""
+        return self._metrics
+
     async def verify_stores(self) -> Dict[str, bool]:
         """Return for each configured store whether its tables are there."""
         return await verify_tables(self._open_pool(), self._vector_stores())
@@ -353,9 +380,9 @@ class StorageManager:
             raise NotInitializedError("the StorageManager")
         return self._vectors
 
-    def _init_vector_store(self, pool: SQLPool) -> VectorStores:
+    def _init_vector_store(self) -> VectorStores:
         """Return what makes the configured vector store when it is asked for; nothing is loaded or opened yet."""
-        return VectorStores(self._settings, pool.executor, self._tenancy)
+        return VectorStores(self._settings, self._executor, self._tenancy)
 
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)

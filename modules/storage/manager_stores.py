@@ -64,6 +64,12 @@ def refuse_unbuilt(settings: StorageSettings) -> None:
         )
 
 
+def _access(parts: StoreParts) -> Any:
+    from modules.access_store.repository import AccessStore
+
+    return AccessStore(parts.executor, parts.tenancy)
+
+
 def _conversations(parts: StoreParts) -> Any:
     from modules.conversation_store.repository import ConversationStore
 
@@ -89,7 +95,22 @@ def _kv(parts: StoreParts) -> Any:
     )
 
 
+def _jobs(parts: StoreParts) -> Any:
+    from modules.job_store.repository import JobStore
+
+    return JobStore(parts.executor, parts.tenancy)
+
+
+def _job_queue(parts: StoreParts) -> Any:
+    from modules.job_store.queue import JobQueue
+
+    return JobQueue(parts.executor)
+
+
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
+    "access": _access,
     "conversations": _conversations,
+    "job_queue": _job_queue,
+    "jobs": _jobs,
     "kv": _kv,
 }

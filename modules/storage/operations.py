@@ -42,7 +42,7 @@ from modules.store_common.tenancy import TenantPolicy
 if TYPE_CHECKING:
     from modules.storage.statements import Row, Statement
 
-__all__ = ["BatchFunction", "Executor", "Operation", "Store", "Transaction", "read", "write"]
+__all__ = ["BatchFunction", "Executor", "Operation", "Store", "Transaction", "after_commit", "read", "write"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -193,6 +193,20 @@ class Executor(Protocol):
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `operation` and return its result once it is durable (in a unit of work: once it is done)."""
         ...
+
+
+def after_commit(executor: Executor, action: Callable[[], None]) -> None:
+    """Have `action()` called once what `executor` has run is committed: now, or when its unit of work commits.
+
+    Args:
+        executor: Of a store.
+        action: Returns at once. If the process dies before, it is not called: what must not be lost is a row.
+    """
+    register: Optional[Callable[[Callable[[], None]], None]] = getattr(executor, "after_commit", None)
+    if register is None:
+        action()
+    else:
+        register(action)
 
 
 class Store:

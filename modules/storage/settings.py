@@ -34,6 +34,7 @@ from .settings_base import (
     Section,
     SQLDialect,
     SqliteSynchronous,
+    TelemetryMode,
     Text,
     TLSMode,
     Url,
@@ -73,6 +74,7 @@ __all__ = [
     "SqliteSynchronous",
     "StorageSettings",
     "TLSMode",
+    "TelemetryMode",
     "VectorBackendSettings",
     "VectorBackendType",
 ]
@@ -271,6 +273,11 @@ class StorageSettings(Section):
     embedder_dimension: Int = Field(
         0, ge=0, description="Numbers per vector of the embedder; 0 = the embedder's own."
     )
+    telemetry: TelemetryMode = Field(
+        TelemetryMode.OFF,
+        description="What is counted of each operation: `off`, `metrics` (calls, errors, times; about a microsecond "
+        "each) or `opentelemetry` (the same, and spans through its API package).",
+    )
     health_check_interval_seconds: Seconds = Field(
         30.0, description="Seconds between background health checks."
     )
@@ -294,7 +301,7 @@ class StorageSettings(Section):
 
     @classmethod
     def from_yaml(cls, path: Union[str, os.PathLike[str]]) -> StorageSettings:
-        """Settings from the `storage:` block of a YAML file; other blocks are not ours."""
+        """Settings from the `storage:` block of a YAML file, where `${NAME}` is an environment variable."""
         return cls._from_layers([yaml_layer(cls, path)])
 
     @classmethod
@@ -311,7 +318,7 @@ class StorageSettings(Section):
         """
         if yaml_path is None and Path(DEFAULT_CONFIG_FILE).is_file():
             yaml_path = DEFAULT_CONFIG_FILE
-        layers = [] if yaml_path is None else [yaml_layer(cls, yaml_path)]
+        layers = [] if yaml_path is None else [yaml_layer(cls, yaml_path, environ)]
         return cls._from_layers([*layers, environment_layer(cls, environ)])
 
     def merged_with(self, overrides: Mapping[str, Any]) -> StorageSettings:
@@ -321,10 +328,9 @@ class StorageSettings(Section):
             SettingsError: Also when a part of a connection is replaced while `url`, which would win, stays.
         """
         base, origins = Layer({}, {}), self.sources
-        for row, value in self._values():
-            if value != row.default and not self._is_from_url(row):
-                base.values[row.path] = value
-                base.labels[row.path] = origins[row.key]
+        for row, value in self.chosen():
+            base.values[row.path] = value
+            base.labels[row.path] = origins[row.key]
         over = layer_from_mapping(type(self), overrides, "overrides")
         for section in ("sql", "mongo"):
             parts = sorted(path[1] for path in over.values if path[:1] == (section,) and path[1] in _FROM_URL)
@@ -351,6 +357,14 @@ class StorageSettings(Section):
             changed = value != row.default or key != row.key
             result[row.key] = self._origins.get(key, "arguments" if changed else "default")
         return result
+
+    def chosen(self) -> list[tuple[Setting, Any]]:
+        """The settings that are not at their default, less what a URL says already."""
+        return [
+            (row, value)
+            for row, value in self._values()
+            if value != row.default and not self._is_from_url(row)
+        ]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StorageSettings) and self.__dict__ == other.__dict__

@@ -85,6 +85,14 @@ class TLSMode(Choice):
     VERIFY_FULL = "verify-full"
 
 
+class TelemetryMode(Choice):
+    """What monitoring is told of each operation."""
+
+    OFF = "off"
+    METRICS = "metrics"
+    OPENTELEMETRY = "opentelemetry"
+
+
 class PgvectorIndexType(Choice):
     """Kind of index on a pgvector collection."""
 

@@ -18,6 +18,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from modules.store_common.errors import StorageError
 
+from .settings_references import UnresolvedReferenceError, has_reference, resolve
+
 __all__ = [
     "KeyPath",
     "Layer",
@@ -161,11 +163,20 @@ def environment_layer(model: type[BaseModel], environ: Optional[Mapping[str, str
     return layer
 
 
-def yaml_layer(model: type[BaseModel], path: Union[str, os.PathLike[str]]) -> Layer:
-    """The `storage:` block of a YAML file; a file without one gives an empty layer.
+def yaml_layer(
+    model: type[BaseModel],
+    path: Union[str, os.PathLike[str]],
+    environ: Optional[Mapping[str, str]] = None,
+) -> Layer:
+    """The `storage:` block of a YAML file, its `${NAME}` references resolved; a file without one gives an empty layer.
+
+    Args:
+        model: The settings model.
+        path: The file.
+        environ: Where references are looked up; None: the process's own environment.
 
     Raises:
-        SettingsError: The file cannot be read, is not YAML, or its block is not a mapping.
+        SettingsError: The file cannot be read, is not YAML, its block is not a mapping, or a variable is not set.
     """
     import yaml
 
@@ -187,7 +198,18 @@ def yaml_layer(model: type[BaseModel], path: Union[str, os.PathLike[str]]) -> La
         raise SettingsError(problem, source=str(path))
     if not isinstance(document, (Mapping, type(None))):
         raise SettingsError("the file must be a mapping with a `storage:` block", source=str(path))
-    return layer_from_mapping(model, (document or {}).get("storage"), f"{path}: storage")
+    layer = layer_from_mapping(model, (document or {}).get("storage"), f"{path}: storage")
+    return _resolved(layer, os.environ if environ is None else environ)
+
+
+def _resolved(layer: Layer, environ: Mapping[str, str]) -> Layer:
+    for path, value in layer.values.items():
+        if has_reference(value):
+            try:
+                layer.values[path] = resolve(value, environ)
+            except UnresolvedReferenceError as exc:
+                raise SettingsError(str(exc), ".".join(path), layer.labels[path]) from None
+    return layer
 
 
 def layer_from_mapping(model: type[BaseModel], mapping: Any, source: str) -> Layer:

@@ -20,6 +20,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     AsyncIterator,
+    Callable,
     Coroutine,
     Dict,
     List,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from modules.conversation_store.repository import ConversationStore
+    from modules.job_store.repository import JobStore
     from modules.storage.operations import Operation
     from modules.storage.vectors.base import VectorProvider
     from modules.Tools.Base_Tools.kv_store import KeyValueStore
@@ -99,6 +101,7 @@ class UnitOfWork:
         self._stores: Dict[str, Any] = {}
         self._sql_functions: List[SQLFunction] = []
         self._compensations: List[Compensation] = []
+        self._after_commit: List[Callable[[], None]] = []
         self._failed: Optional[BaseException] = None
         self._deadline = 0.0
         self._task: Optional[asyncio.Task[Any]] = None
@@ -127,9 +130,10 @@ class UnitOfWork:
         return self._store("tasks")
 
     @property
-    def jobs(self) -> Any:
-        """The job store, inside this unit."""
-        return self._store("jobs")
+    def jobs(self) -> JobStore:
+        """The job store, inside this unit: its jobs exist if and only if the unit commits."""
+        store: JobStore = self._store("jobs")
+        return store
 
     @property
     def vectors(self) -> VectorProvider:
@@ -296,6 +300,8 @@ class UnitOfWork:
             await self._undo(exc)
             raise
         self._state = UnitOfWorkState.COMMITTED
+        for action in self._after_commit:
+            action()
 
     async def _undo(self, original: Optional[BaseException]) -> None:
         """Roll back and compensate, to the end even when the task is cancelled once more."""
@@ -344,6 +350,9 @@ class _UnitExecutor:
     def __init__(self, unit: UnitOfWork, dialect: str) -> None:
         self._unit = unit
         self.dialect = dialect
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        self._unit._after_commit.append(action)
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = await self._unit._run(operation, args, kwargs)

@@ -23,9 +23,9 @@ from modules.store_common.errors import (
 )
 from tests.support.postgres import ROOT
 
-LATER = ("tasks", "jobs", "mongo_backend")
+LATER = ("tasks", "mongo_backend")
 OPEN_ONLY = (
-    "conversations", "kv", "tasks", "jobs", "vectors", "vector_registry", "executor", "sql_pool", "sql_backend",
+    "conversations", "kv", "tasks", "jobs", "job_queue", "vectors", "vector_registry", "executor", "sql_pool", "sql_backend",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ async def test_stores_of_later_issues_are_not_configured(storage: Any) -> None:
         with pytest.raises(NotConfiguredError, match="not configured"):
             call()
     factory = storage.get_domain_store_factory()
-    for call in (factory.task_repository, factory.job_repository):
+    for call in (factory.task_repository,):
         with pytest.raises(NotConfiguredError):
             call()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from modules.storage.commands import conversations, data, demo, kv, schema, status, vectors
+from modules.storage.commands import conversations, data, demo, kv, schema, setup, status, vectors
 from modules.storage.commands.invocation import group
 
 __all__ = ["app"]
@@ -18,5 +18,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (schema, status, data, conversations, kv, vectors, demo):
+for room in (setup, schema, status, data, conversations, kv, vectors, demo):
     room.register(app)

@@ -35,8 +35,11 @@ def differences(engine: Engine) -> List[str]:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
+    import modules.access_store.models
     import modules.conversation_store.backlog_models
     import modules.conversation_store.models
+    import modules.job_store.models
+    import modules.storage.outbox_models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
     from modules.storage.schema import Base
     from modules.storage.vectors.sqlite_models import TABLES

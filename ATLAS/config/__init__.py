@@ -1,0 +1,1 @@
+"""Configuration of the application as its older parts ask for it."""
