@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
 from modules.storage.health import HealthCheck, HealthStatus
 from modules.storage.manager_schema import schema_revision
@@ -13,9 +13,10 @@ from modules.storage.migrations import HEAD
 from modules.storage.settings import SQLDialect
 
 if TYPE_CHECKING:
+    from modules.storage.manager_mongo import MongoStores
     from modules.storage.pool import SQLPool
 
-__all__ = ["TABLES", "health_checks", "verify_tables"]
+__all__ = ["TABLES", "HealthResult", "health_checks", "verify_tables"]
 
 #: Tables without which a store cannot work, by the name of its health component.
 TABLES: Dict[str, Tuple[str, ...]] = {
@@ -26,12 +27,17 @@ TABLES: Dict[str, Tuple[str, ...]] = {
 _LOW_DISK_BYTES = 256 * 1024 * 1024
 # A write-ahead log this large means that a reader keeps it from being emptied, in bytes.
 _LARGE_WAL_BYTES = 512 * 1024 * 1024
-_Result = Tuple[HealthStatus, str, Dict[str, Any]]
+#: Status, what is wrong ("" when nothing is), details.
+HealthResult = Tuple[HealthStatus, str, Dict[str, Any]]
 
 
-def health_checks(pool: SQLPool, vectors: VectorStores) -> Dict[str, HealthCheck]:
-    """Return the checks of an open pool and its vector stores by the name of the component."""
+def health_checks(
+    pool: SQLPool, vectors: VectorStores, mongo: Optional[MongoStores] = None
+) -> Dict[str, HealthCheck]:
+    """Return the checks of an open pool, its vector stores and MongoDB by the name of the component."""
     checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
+    if mongo is not None:
+        checks["mongo"] = mongo.check
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
     if vectors.backend != "none":
@@ -39,7 +45,9 @@ def health_checks(pool: SQLPool, vectors: VectorStores) -> Dict[str, HealthCheck
     return checks
 
 
-async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]:
+async def verify_tables(
+    pool: SQLPool, vectors: VectorStores, mongo: Optional[MongoStores] = None
+) -> Dict[str, bool]:
     """Return for each store whether its tables are there; "sql" whether the database answers, a remote store whether it does."""
     backend = _backend(pool)
     present = set(await backend.get_table_names())
@@ -48,10 +56,12 @@ async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]
         found["vector_store"] = present.issuperset(VECTOR_TABLES[vectors.backend])
     elif vectors.backend != "none":
         found["vector_store"] = await vectors.answers()
+    if mongo is not None:
+        found.update(await mongo.verify())
     return {"sql": await pool.health_check(), **found}
 
 
-async def _check_vectors(pool: SQLPool, vectors: VectorStores) -> _Result:
+async def _check_vectors(pool: SQLPool, vectors: VectorStores) -> HealthResult:
     tables = VECTOR_TABLES.get(vectors.backend, ())
     if tables:
         status, message, details = await _check_tables(pool, tables)
@@ -60,7 +70,7 @@ async def _check_vectors(pool: SQLPool, vectors: VectorStores) -> _Result:
     return await vectors.check()
 
 
-async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
+async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> HealthResult:
     there = await _backend(pool).verify_tables(tables)
     missing = sorted(table for table, found in there.items() if not found)
     if missing:
@@ -72,7 +82,7 @@ async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
     return HealthStatus.HEALTHY, "", {"tables": len(there)}
 
 
-async def _check_sql(pool: SQLPool) -> _Result:
+async def _check_sql(pool: SQLPool) -> HealthResult:
     revision = await schema_revision(pool)
     details: Dict[str, Any] = {
         "dialect": pool.dialect,

@@ -189,6 +189,7 @@ async def test_accounts_follow_writers_without_limits(kv: KeyValueStore, kv_pool
     await usage(strict)
 
 
+@pytest.mark.needs("sql")
 async def test_accounts_opened_while_others_write_miss_nothing(
     migrated_settings: Any, kv: KeyValueStore, kv_pool: Any, backend: str
 ) -> None:

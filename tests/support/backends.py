@@ -13,7 +13,7 @@ import pytest
 
 from modules.storage.mongo_pool import MongoPool
 
-__all__ = ["MongoStorePool", "backend", "empty_database", "forms_of", "open_mongo"]
+__all__ = ["ABILITIES", "MongoStorePool", "backend", "empty_database", "forms_of", "open_mongo"]
 
 _SQL = frozenset({"sql", "semantic_search", "fast"})
 _FULL = os.environ.get("ATLAS_TEST_FULL") == "1"
@@ -107,7 +107,7 @@ async def _make(settings: Any) -> None:
     pool = MongoPool(settings)
     await pool.initialize()
     try:
-        for store in ("kv",):
+        for store in ("kv", "conversations"):
             await ensure_store(pool, forms_of(store))
     finally:
         await pool.shutdown()

@@ -8,12 +8,12 @@ from typing import Any, AsyncIterator, List, Tuple
 import pytest
 from sqlalchemy import BigInteger, Text, text
 
+from modules.storage.documents import key_of
 from modules.storage.operations import Transaction, read, write
 from modules.storage.pool import SQLPool
 from modules.storage.schema import Base
 from modules.storage.statements import Statement
 from modules.store_common.tenancy import TenantPolicy
-from modules.storage.documents import key_of
 from modules.Tools.Base_Tools.kv_models import DIALECT_DDL, KeyValueRow, KeyValueUsageRow
 from modules.Tools.Base_Tools.kv_mongo import ENTRIES
 from modules.Tools.Base_Tools.kv_store import KeyValueStore

@@ -104,7 +104,7 @@ def entry_fields(key: str, value: EncodedValue, now: int, ttl_us: Optional[int])
         "z": size + len(key.encode()),
         "u": now,
         "e": expires(now, ttl_us),
-        "r": random.getrandbits(63),  # noqa: S311 - tells two writes apart, no secret
+        "r": random.getrandbits(63),
     }
 
 
@@ -158,9 +158,7 @@ async def get_many(db: Documents, tenant_id: str, namespace: str, keys: List[str
     """Return (key, JSON value, bytes) of those live entries."""
     ids = [key_of(tenant_id, namespace, key) for key in keys]
     where = {"_id": {"$in": ids}, "e": {"$gt": await db.now()}}
-    return [
-        (found["k"], *value_of(found)) for found in await db.find(ENTRIES, where, fields=("k", "j", "b"))
-    ]
+    return [(found["k"], *value_of(found)) for found in await db.find(ENTRIES, where, fields=("k", "j", "b"))]
 
 
 def _within(tenant_id: str, namespace: str, key: str = "") -> str:
@@ -293,7 +291,7 @@ async def set_version(
         version = await replace_version(db, tenant_id, namespace, key, value, ttl_us, expected)
     if not version:
         raise await _wrong_version(db, tenant_id, namespace, key, expected)
-    return version
+    return int(version)
 
 
 @FORMS.form_of(op.replace_version)
@@ -406,7 +404,7 @@ async def count_up(
         if found is None:
             total = initial + amount
             if await set_absent(db, tenant_id, namespace, key, _encoded(total), ttl_us):
-                return total
+                return int(total)
             continue
         current, data = value_of(found)
         op.check_countable(namespace, key, current, data, amount)
@@ -415,12 +413,12 @@ async def count_up(
         fields = {"j": str(text), "z": size + len(key.encode()), "u": await db.now(), "r": _mark()}
         where = {"_id": key_of(tenant_id, namespace, key), "r": found["r"], "e": {"$gt": fields["u"]}}
         if await db.update(ENTRIES, where, {"$set": fields, "$inc": {"v": 1}}):
-            return total
+            return int(total)
     raise ConcurrencyError(f"the key {key!r} of namespace {namespace!r} kept changing; try again")
 
 
 def _mark() -> int:
-    return random.getrandbits(63)  # noqa: S311
+    return random.getrandbits(63)
 
 
 def _encoded(number: int) -> EncodedValue:

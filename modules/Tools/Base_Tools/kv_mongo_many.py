@@ -178,7 +178,9 @@ async def _locked(db: Documents, name: str, work: Callable[[], Awaitable[Any]]) 
         now = await db.now()
         try:
             where = {"_id": name, "until": {"$lte": now}}
-            if await db.update(LOCKS, where, {"$set": {"owner": owner, "until": now + _LOCK_US}}, upsert=True):
+            if await db.update(
+                LOCKS, where, {"$set": {"owner": owner, "until": now + _LOCK_US}}, upsert=True
+            ):
                 break
         except AlreadyExistsError:
             attempt += 1
@@ -213,7 +215,7 @@ async def _growth(
     """Return how many bytes more a write makes, less what it replaces; 0 when it will refuse itself."""
     if operation is op.set_many:
         new = {key: value.size_bytes + len(key.encode()) for key, value in arguments[0]}
-        return sum(new.values()) - await _sizes(db, tenant_id, namespace, list(new))
+        return int(sum(new.values()) - await _sizes(db, tenant_id, namespace, list(new)))
     if operation in (op.delete_entry, op.delete_version, op.clear_part):
         return 0
     key = arguments[0]
@@ -225,7 +227,7 @@ async def _growth(
     if not _will_write(operation, live, arguments):
         return 0
     value: EncodedValue = arguments[2] if operation is op.compare_and_set else arguments[1]
-    return value.size_bytes + len(key.encode()) - there
+    return int(value.size_bytes + len(key.encode()) - there)
 
 
 def _counted(key: str, live: Optional[Document], amount: int, initial: int) -> int:
@@ -239,7 +241,7 @@ def _will_write(operation: Operation[Any, Any], live: Optional[Document], argume
     if operation is op.set_absent:
         return live is None
     if operation in (op.set_version, op.replace_version):
-        return (0 if live is None else live["v"]) == arguments[3]
+        return bool((0 if live is None else live["v"]) == arguments[3])
     if operation is op.compare_and_set:
         return live is not None and op.comparable(*value_of(live)) == arguments[1]
     return True

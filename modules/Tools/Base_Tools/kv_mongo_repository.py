@@ -9,4 +9,4 @@ __all__ = ["KEY_VALUE_FORMS"]
 
 #: The forms, complete once the modules above are imported.
 KEY_VALUE_FORMS = FORMS
-assert kv_mongo_many.FORMS is FORMS
+_ROOMS = (kv_mongo_many,)

@@ -348,7 +348,7 @@ async def _explain_refusal(tx: Transaction, tenant_id: str, namespace: str, key:
     found = await tx.first(sql.GET, tenant=tenant_id, space=namespace, name=key)
     if found is None:
         return
-    check_countable(namespace, key, *found, amount)
+    check_countable(namespace, key, found[0], found[1], amount)
 
 
 def check_countable(namespace: str, key: str, value: Any, data: Optional[bytes], amount: int) -> None:
