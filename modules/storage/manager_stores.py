@@ -29,12 +29,14 @@ class StoreParts:
         settings: Of the manager.
         tenancy: How the tenant of a call is found.
         semantic: What finds messages by meaning; None: nothing does.
+        wake: Wakes those who wait on a channel; see `modules.storage.backends.wakeups`.
     """
 
     executor: Executor
     settings: StorageSettings
     tenancy: TenantPolicy
     semantic: Optional[SemanticIndex]
+    wake: Optional[Callable[[str], None]] = None
 
 
 def make_store(name: str, parts: StoreParts) -> Any:
@@ -82,16 +84,22 @@ def _kv(parts: StoreParts) -> Any:
     )
 
 
+def _tasks(parts: StoreParts) -> Any:
+    from modules.task_store.repository import TaskStore
+
+    return TaskStore(parts.executor, parts.tenancy, search_language=parts.settings.sql.search_language)
+
+
 def _jobs(parts: StoreParts) -> Any:
     from modules.job_store.repository import JobStore
 
-    return JobStore(parts.executor, parts.tenancy)
+    return JobStore(parts.executor, parts.tenancy, wake=parts.wake)
 
 
 def _job_queue(parts: StoreParts) -> Any:
     from modules.job_store.queue import JobQueue
 
-    return JobQueue(parts.executor)
+    return JobQueue(parts.executor, wake=parts.wake)
 
 
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
@@ -100,4 +108,5 @@ _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {
     "job_queue": _job_queue,
     "jobs": _jobs,
     "kv": _kv,
+    "tasks": _tasks,
 }

@@ -162,7 +162,14 @@ async def test_the_monitor_tells_of_changes_only(caplog: Any) -> None:
 async def test_a_fresh_database_is_healthy(storage: Any, backend: str) -> None:
     health = await storage.health_check()
     assert health.overall is HEALTHY, health.to_dict()
-    assert set(health.components) == {"sql", "conversation_store", "kv_store", "vector_store"}
+    assert set(health.components) == {
+        "sql",
+        "conversation_store",
+        "kv_store",
+        "outbox",
+        "task_store",
+        "vector_store",
+    }
     for component in health.components.values():
         assert component.latency_ms is not None
         assert component.latency_ms < 2000

@@ -23,7 +23,7 @@ from modules.store_common.errors import (
 )
 from tests.support.postgres import ROOT
 
-LATER = ("tasks", "mongo_backend")
+LATER = ("mongo_backend",)
 OPEN_ONLY = (
     "conversations", "kv", "tasks", "jobs", "job_queue", "vectors", "vector_registry", "executor", "sql_pool", "sql_backend",
 )  # fmt: skip
@@ -101,10 +101,6 @@ async def test_stores_of_later_issues_are_not_configured(storage: Any) -> None:
     for call in (storage.get_mongo_client, storage.get_mongo_database):
         with pytest.raises(NotConfiguredError, match="not configured"):
             call()
-    factory = storage.get_domain_store_factory()
-    for call in (factory.task_repository,):
-        with pytest.raises(NotConfiguredError):
-            call()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +118,8 @@ async def test_settings_for_later_stores_are_refused_not_ignored(
 
 
 async def test_schemas_and_stores(storage: Any) -> None:
-    expected = {"sql": True, "conversation_store": True, "kv_store": True, "vector_store": True}
+    components = ("sql", "conversation_store", "kv_store", "task_store", "vector_store")
+    expected = dict.fromkeys(components, True)
     assert await storage.verify_stores() == expected
     assert await storage.ensure_schemas() == expected
     names = await storage.sql_backend.get_table_names()

@@ -66,6 +66,7 @@ async def test_the_sql_around_the_models_is_equal_too(pool: SQLPool, what: str) 
     """What SQLAlchemy does not model is compared with what a database made from the models' DDL has."""
     from modules.conversation_store.models import DIALECT_DDL as CONVERSATIONS
     from modules.storage.schema import Base
+    from modules.task_store.models import DIALECT_DDL as TASKS
     from modules.Tools.Base_Tools.kv_models import DIALECT_DDL as KEY_VALUE
 
     runner.upgrade(pool.engine)
@@ -73,7 +74,7 @@ async def test_the_sql_around_the_models_is_equal_too(pool: SQLPool, what: str) 
     with pool.engine.begin() as connection:
         drop_everything(connection)
         Base.metadata.create_all(connection)
-        for statement in (*CONVERSATIONS[pool.dialect], *KEY_VALUE[pool.dialect]):
+        for statement in (*CONVERSATIONS[pool.dialect], *KEY_VALUE[pool.dialect], *TASKS[pool.dialect]):
             connection.exec_driver_sql(
                 statement.replace("%", "%%") if pool.dialect == "postgresql" else statement
             )
@@ -113,7 +114,8 @@ def drop_everything(connection: Any) -> None:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")
         connection.exec_driver_sql("CREATE SCHEMA public")
         return
-    connection.exec_driver_sql("DROP TABLE atlas_messages_search")
+    for search in ("atlas_messages_search", "atlas_tasks_search"):
+        connection.exec_driver_sql(f"DROP TABLE {search}")
     for name in sorted(inspect(connection).get_table_names(), key=lambda name: name == "atlas_conversations"):
         connection.exec_driver_sql(f'DROP TABLE "{name}"')
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modules.storage.unit_of_work import UnitOfWorkError, UnitOfWorkState
-from modules.store_common.errors import DeadlineExceededError, NotConfiguredError, StorageError
+from modules.store_common.errors import DeadlineExceededError, StorageError
 
 
 async def _keys(storage: Any) -> Any:
@@ -198,12 +198,6 @@ async def test_a_timeout_must_be_positive(storage: Any) -> None:
     for wrong in (0, -1.0, float("nan")):
         with pytest.raises(StorageError, match="timeout"):
             storage.unit_of_work(timeout=wrong)
-
-
-async def test_stores_of_later_issues(storage: Any) -> None:
-    async with storage.unit_of_work() as uow:
-        with pytest.raises(NotConfiguredError, match="tasks"):
-            uow.tasks  # noqa: B018
 
 
 async def test_units_side_by_side(storage: Any) -> None:

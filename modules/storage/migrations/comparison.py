@@ -24,9 +24,16 @@ _UNMODELLED_TABLES = (
     "atlas_pgvector",
     "atlas_search_numbers",
     "atlas_search_pending",
+    "atlas_task_search_numbers",
+    "atlas_tasks_search",
 )
 _UNMODELLED_PARTS = frozenset(
-    (("atlas_messages", "search_vector"), ("atlas_messages", "ix_atlas_messages_search"))
+    (
+        ("atlas_messages", "search_vector"),
+        ("atlas_messages", "ix_atlas_messages_search"),
+        ("atlas_tasks", "search_vector"),
+        ("atlas_tasks", "ix_atlas_tasks_search"),
+    )
 )
 
 
@@ -40,6 +47,7 @@ def differences(engine: Engine) -> List[str]:
     import modules.conversation_store.models
     import modules.job_store.models
     import modules.storage.outbox_models
+    import modules.task_store.models
     import modules.Tools.Base_Tools.kv_models  # noqa: F401 - its tables join the metadata
     from modules.storage.schema import Base
     from modules.storage.vectors.sqlite_models import TABLES

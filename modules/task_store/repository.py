@@ -1,0 +1,27 @@
+"""`TaskStore`: the public face of the task store, put together from its rooms."""
+
+from __future__ import annotations
+
+from modules.storage.operations import Executor
+from modules.store_common.tenancy import TenantPolicy
+from modules.task_store.creating import Creating
+from modules.task_store.reading import Reading
+from modules.task_store.tasks import Tasks
+
+__all__ = ["TaskStore"]
+
+
+class TaskStore(Creating, Tasks, Reading):
+    """Tasks with a state machine, dependencies, assignments and events.
+
+    Args:
+        executor: A pool's executor, or that of a unit of work.
+        tenancy: How the tenant of a call is found.
+        search_language: The language that the search index was made for; see `text_query.LANGUAGES`.
+    """
+
+    def __init__(
+        self, executor: Executor, tenancy: TenantPolicy, *, search_language: str = "english"
+    ) -> None:
+        super().__init__(executor, tenancy)
+        self._search_language = search_language
