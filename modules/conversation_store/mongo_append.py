@@ -55,7 +55,17 @@ from modules.store_common.errors import (
 )
 from modules.store_common.ids import new_id
 
-__all__ = ["append", "append_checked", "append_many", "published", "refuse"]
+__all__ = [
+    "add_missing",
+    "append",
+    "append_checked",
+    "append_many",
+    "begin_turn",
+    "find_known",
+    "published",
+    "refresh_statistics",
+    "refuse",
+]
 
 _Fields = Dict[str, Any]
 _ANY = Condition()

@@ -30,7 +30,22 @@ from modules.store_common.errors import AlreadyExistsError, ConcurrencyError
 from modules.store_common.ids import new_id
 from modules.store_common.values import decode_json, decode_text, encode_text
 
-__all__ = ["new_conversation"]
+__all__ = [
+    "acquire",
+    "change",
+    "conversations_after",
+    "create",
+    "ensure_header",
+    "ensure_profile",
+    "get",
+    "list_rows",
+    "new_conversation",
+    "release",
+    "renew",
+    "set_status",
+    "soft_delete",
+    "tenants_after",
+]
 
 _SECOND = 1_000_000
 

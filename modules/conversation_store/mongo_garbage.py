@@ -13,7 +13,11 @@ from modules.conversation_store.mongo_documents import ASSETS, CONVERSATIONS, EV
 from modules.storage.documents import Document, Documents, key_of
 from modules.store_common.errors import AlreadyExistsError
 
-__all__ = ["collect", "collect_old_garbage", "note_garbage"]
+__all__ = [
+    "collect",
+    "collect_old_garbage",
+    "note_garbage",
+]
 
 # Older than any call can be that noted it and is still at work.
 _ABANDONED_US = 600_000_000

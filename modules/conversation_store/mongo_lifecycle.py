@@ -33,7 +33,19 @@ from modules.store_common.errors import AlreadyExistsError
 from modules.store_common.ids import new_id
 from modules.store_common.values import decode_json, decode_text, encode_text
 
-__all__ = ["add", "assets", "fork", "hard_delete", "reset"]
+__all__ = [
+    "add",
+    "archive",
+    "assets",
+    "delete_idle",
+    "delete_surplus",
+    "fork",
+    "hard_delete",
+    "purge_conversations",
+    "purge_messages",
+    "reset",
+    "trim",
+]
 
 _SECOND = 1_000_000
 _COPIED_AT_ONCE = 500

@@ -40,7 +40,19 @@ from modules.storage.statements import Row
 from modules.store_common.errors import AlreadyExistsError
 from modules.store_common.values import decode_json, decode_text
 
-__all__ = ["live_message"]
+__all__ = [
+    "delete",
+    "edit",
+    "end_turn",
+    "fetch",
+    "fetch_events",
+    "get",
+    "get_sequences",
+    "live_message",
+    "load_recent",
+    "recover",
+    "store_part",
+]
 
 _SECOND = 1_000_000
 _Key = Mapping[str, Any]

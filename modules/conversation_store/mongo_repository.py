@@ -14,7 +14,10 @@ from modules.conversation_store import (
 )
 from modules.conversation_store.mongo_documents import FORMS, LANGUAGE
 
-__all__ = ["CONVERSATION_FORMS", "SEARCH_LANGUAGE"]
+__all__ = [
+    "CONVERSATION_FORMS",
+    "SEARCH_LANGUAGE",
+]
 
 #: The forms, complete once the rooms above are imported.
 CONVERSATION_FORMS = FORMS

@@ -33,7 +33,12 @@ from modules.storage.documents import Document, Documents, key_of
 from modules.storage.statements import Row
 from modules.store_common.values import decode_text
 
-__all__ = ["find", "rank", "rebuild"]
+__all__ = [
+    "find",
+    "index_pending",
+    "rank",
+    "rebuild",
+]
 
 # The most messages that a search ranks. Source: 100,000 x 200 bytes is what a process can hold beside others.
 _MOST_MATCHES = 100_000

@@ -11,7 +11,11 @@ import unicodedata
 from functools import lru_cache
 from typing import Iterable, List, Sequence, Tuple
 
-__all__ = ["stem", "stems_of", "words_of"]
+__all__ = [
+    "stem",
+    "stems_of",
+    "words_of",
+]
 
 _WORD = re.compile(r"[^\W_]+")
 _MAX_WORD_CHARACTERS = 100

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from modules.storage.backends.mongodb_executor import MongoExecutor
     from modules.storage.documents import DocumentForms
 
-__all__ = ["MongoPool"]
+__all__ = [
+    "MongoPool",
+]
 
 logger = logging.getLogger(__name__)
 

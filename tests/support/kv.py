@@ -15,7 +15,7 @@ from modules.storage.schema import Base
 from modules.storage.statements import Statement
 from modules.store_common.tenancy import TenantPolicy
 from modules.Tools.Base_Tools.kv_models import DIALECT_DDL, KeyValueRow, KeyValueUsageRow
-from modules.Tools.Base_Tools.kv_mongo import ENTRIES
+from modules.Tools.Base_Tools.kv_mongo_documents import ENTRIES
 from modules.Tools.Base_Tools.kv_store import KeyValueStore
 from tests.support.backends import backend, open_mongo
 

@@ -1,14 +1,6 @@
 """The key-value store in MongoDB: the forms of its operations over documents. `KeyValueStore` itself is the same class.
 
-An entry is one document of `atlas_kv_entries`:
-
-    _id   tenant, namespace and key, which makes the unique index and the order of lists
-    t s k the same, one by one
-    j b   JSON text (so that values come back identical), or bytes
-    v     its version             r   a random number, new at each write: what a compare-and-set compares
-    z     size in bytes           c u e  when created, updated; when it expires (`NEVER`)
-
-Every write is one conditional change of that document. `set_many` is announced first, so that a process that dies in its
+Every write is one conditional change of the entry's document (see `kv_mongo_documents`). `set_many` is announced first, so that a process that dies in its
 middle leaves what the next sweep completes (see `kv_mongo_many`).
 """
 
@@ -18,94 +10,51 @@ import random
 from typing import Any, Dict, Hashable, List, Optional, Tuple
 
 from modules.storage.documents import (
-    MAX_DOCUMENT_BYTES,
     NEVER,
     SEPARATOR,
     Document,
-    DocumentForms,
     Documents,
-    IndexModel,
     key_of,
 )
 from modules.storage.statements import Row
 from modules.store_common.clock import from_microseconds
 from modules.store_common.errors import AlreadyExistsError, ConcurrencyError
-from modules.store_common.values import JsonText, decode_json, encode_json
+from modules.store_common.values import JsonText, encode_json
 from modules.Tools.Base_Tools import kv_operations as op
 from modules.Tools.Base_Tools.kv_arguments import fits_integer
-from modules.Tools.Base_Tools.kv_errors import ValueSerializationError
+from modules.Tools.Base_Tools.kv_mongo_documents import (
+    ENTRIES,
+    FORMS,
+    check_size,
+    entry_fields,
+    expires,
+    value_of,
+)
 from modules.Tools.Base_Tools.kv_records import EncodedValue
 
 __all__ = [
-    "BATCHES",
-    "BATCH_PARTS",
-    "ENTRIES",
-    "FORMS",
-    "LOCKS",
-    "check_size",
-    "entry_fields",
-    "expires",
+    "clear_part",
+    "compare_and_set",
+    "count_up",
+    "delete_entry",
+    "delete_version",
+    "exists",
+    "get_entry",
+    "get_many",
+    "get_value",
+    "list_entries",
+    "list_namespaces",
     "overwrite",
-    "value_of",
+    "replace_version",
+    "set_absent",
+    "set_entry",
+    "set_version",
+    "time_to_live",
+    "touch",
 ]
-
-ENTRIES = "atlas_kv_entries"
-BATCHES = "atlas_kv_batches"
-BATCH_PARTS = "atlas_kv_batch_parts"
-LOCKS = "atlas_kv_locks"
-
-FORMS = DocumentForms(
-    "kv",
-    1,
-    [ENTRIES, BATCHES, BATCH_PARTS, LOCKS],
-    [
-        IndexModel(ENTRIES, "ix_tenant_expires", [("t", 1), ("e", 1)]),
-        # holds the size as well, so that quotas are added up from the index alone
-        IndexModel(ENTRIES, "ix_tenant_namespace_size", [("t", 1), ("s", 1), ("z", 1)]),
-        IndexModel(BATCHES, "ix_created", [("c", 1)]),
-        IndexModel(BATCH_PARTS, "ix_batch", [("b", 1), ("n", 1)]),
-    ],
-)
 
 _FIELDS = ("k", "j", "b", "v", "z", "c", "u", "e")
 _ATTEMPTS = 50
-_LAST = "\U0010ffff"
-
-
-def value_of(document: Document) -> Tuple[Any, Optional[bytes]]:
-    """Return (JSON value, None) or (None, bytes)."""
-    data = document.get("b")
-    return (None, bytes(data)) if data is not None else (decode_json(document["j"]), None)
-
-
-def expires(now: int, ttl_us: Optional[int]) -> int:
-    """Return when an entry written at `now` expires."""
-    return NEVER if ttl_us is None else now + ttl_us
-
-
-def check_size(size_bytes: int) -> None:
-    """Refuse what MongoDB cannot hold in one document.
-
-    Raises:
-        ValueSerializationError: the entry is too large.
-    """
-    if size_bytes > MAX_DOCUMENT_BYTES:
-        raise ValueSerializationError(
-            f"the value is {size_bytes} bytes long; a document of MongoDB holds at most {MAX_DOCUMENT_BYTES}"
-        )
-
-
-def entry_fields(key: str, value: EncodedValue, now: int, ttl_us: Optional[int]) -> Dict[str, Any]:
-    """Return what every write sets."""
-    text, data, size = value
-    return {
-        "j": None if text is None else str(text),
-        "b": data,
-        "z": size + len(key.encode()),
-        "u": now,
-        "e": expires(now, ttl_us),
-        "r": random.getrandbits(63),
-    }
 
 
 def _row(document: Document) -> Row:

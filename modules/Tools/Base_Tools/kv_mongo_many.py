@@ -22,7 +22,7 @@ from modules.store_common.ids import new_id
 from modules.Tools.Base_Tools import kv_maintenance, kv_quota
 from modules.Tools.Base_Tools import kv_operations as op
 from modules.Tools.Base_Tools.kv_models import TOTAL
-from modules.Tools.Base_Tools.kv_mongo import (
+from modules.Tools.Base_Tools.kv_mongo_documents import (
     BATCH_PARTS,
     BATCHES,
     ENTRIES,
@@ -35,7 +35,13 @@ from modules.Tools.Base_Tools.kv_mongo import (
 from modules.Tools.Base_Tools.kv_quota import Limits
 from modules.Tools.Base_Tools.kv_records import EncodedValue
 
-__all__ = ["finish_batches", "set_many", "sweep", "within_limits"]
+__all__ = [
+    "finish_batches",
+    "set_many",
+    "start_accounts",
+    "sweep",
+    "within_limits",
+]
 
 # Bytes of entries in one part of a batch.
 _PART_BYTES = 4 * 1024 * 1024

@@ -29,7 +29,9 @@ from modules.store_common.errors import DeadlineExceededError, InvalidValueError
 if TYPE_CHECKING:
     from modules.storage.mongo_pool import MongoPool
 
-__all__ = ["MongoDBBackend"]
+__all__ = [
+    "MongoDBBackend",
+]
 
 T = TypeVar("T")
 # What MongoDB takes, less what only its own collections use. Source: MongoDB manual, "Limits", Naming Restrictions.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping
 
-__all__ = ["MongoAbilities", "abilities_of"]
+__all__ = [
+    "MongoAbilities",
+    "abilities_of",
+]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from pymongo import errors as driver
 
 from modules.store_common import errors
 
-__all__ = ["DRIVER_ERRORS", "translate"]
+__all__ = [
+    "DRIVER_ERRORS",
+    "translate",
+]
 
 #: What PyMongo lets out: its own errors, BSON's, the socket's. `RuntimeError` is what a client says on another event loop.
 DRIVER_ERRORS = (driver.PyMongoError, InvalidDocument, OSError, asyncio.TimeoutError)

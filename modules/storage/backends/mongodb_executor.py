@@ -20,7 +20,11 @@ from modules.store_common.errors import DeadlineExceededError, NotConfiguredErro
 if TYPE_CHECKING:
     from modules.storage.mongo_pool import MongoPool
 
-__all__ = ["MongoExecutor", "PooledDocuments"]
+__all__ = [
+    "MongoExecutor",
+    "PooledDocuments",
+    "form_or_refuse",
+]
 
 _DUPLICATE_KEY = 11000
 _HINTS = 4096

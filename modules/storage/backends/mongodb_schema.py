@@ -17,7 +17,11 @@ from modules.store_common.errors import StatementError
 if TYPE_CHECKING:
     from modules.storage.mongo_pool import MongoPool
 
-__all__ = ["VERSIONS", "ensure_store", "store_version"]
+__all__ = [
+    "VERSIONS",
+    "ensure_store",
+    "store_version",
+]
 
 VERSIONS = "atlas_schema"
 _INDEX_NOT_FOUND = 27
