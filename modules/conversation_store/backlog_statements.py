@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_DDL
 from modules.conversation_store.models import MessageRow
 from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
-from modules.storage.columns import SQLITE_NOW, FreeText
+from modules.storage.columns import NOW_SQLITE, SQLITE_NOW, FreeText
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -293,7 +293,7 @@ _PROGRESS_COLUMNS: Any = {
     "age": Double,
 }
 PROGRESS = Statement(
-    sqlite=text(_PROGRESS.format(age=f"({SQLITE_NOW} - min(b.noted_at)) / 1000000.0")).columns(
+    sqlite=text(_PROGRESS.format(age=f"({NOW_SQLITE} - min(b.noted_at)) / 1000000.0")).columns(
         **_PROGRESS_COLUMNS
     ),
     postgresql=text(

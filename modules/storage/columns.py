@@ -110,6 +110,11 @@ class _JsonText(JSON):
         return None
 
 
+# %s is whole seconds and %f is "SS.SSS"; both are of the same instant within a statement, the step is 1 ms
+#: The database's own clock in SQLite's SQL: whole microseconds since 1970, as `UtcDateTime` keeps them.
+NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
+
+
 class utc_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is
     """The database's own clock, as a `UtcDateTime`. Stable within a statement on PostgreSQL, so indexes can use it."""
 
@@ -124,7 +129,7 @@ def _utc_now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(utc_now, "sqlite")
 def _utc_now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
-    return SQLITE_NOW
+    return NOW_SQLITE
 
 
 def _microseconds(value: Any) -> Any:

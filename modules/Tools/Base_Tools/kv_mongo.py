@@ -1,7 +1,7 @@
 """The key-value store in MongoDB: the forms of its operations over documents. `KeyValueStore` itself is the same class.
 
-Every write is one conditional change of the entry's document (see `kv_mongo_documents`). `set_many` is announced first, so that a process that dies in its
-middle leaves what the next sweep completes (see `kv_mongo_many`).
+Every write is one conditional change of the entry's document (see `kv_mongo_documents`). What writes more than one is in
+`kv_mongo_many`.
 """
 
 from __future__ import annotations
