@@ -117,7 +117,7 @@ class StorageManager(UnitsOfWork, MongoAccess):
         self._process = os.getpid()
         self._executor = observed(pool.executor, self._settings, self._metrics)
         self._vectors = self._init_vector_store()
-        self._outbox = make_outbox(self._settings, self._executor, self._vectors)
+        self._outbox = make_outbox(self._settings, self._executor, self._vectors, pool.wakeups)
         self._pool = pool
         self._tasks = self._start_background() if self._has_background else []
         logger.info(
@@ -413,6 +413,8 @@ class StorageManager(UnitsOfWork, MongoAccess):
             return self._vector_stores().within(executor)
         if self._mongo is not None:
             self._mongo.refuse_other_executor(name, executor)
+        if name == "documents":
+            return self._documents(executor)
         wake = self.wakeups.notify
         return make_store(
             name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)
