@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Sequence
 
-from modules.orchestration import Scheduler, Worker
+from modules.orchestration import Worker
 from modules.orchestration.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ async def run_services(
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     services: Dict[str, _Service] = {}
-    with StopSignals(lambda: loop.call_soon_threadsafe(asked.set) and None, options.grace_s):
+
+    def ask() -> None:
+        loop.call_soon_threadsafe(asked.set)
+
+    with StopSignals(ask, options.grace_s):
         try:
             words = await _start(atlas, options, services)
             logger.info("atlas.services_started", extra={"detail": ", ".join(services)})
@@ -100,6 +104,8 @@ async def _start(atlas: ATLAS, options: ServiceOptions, services: Dict[str, _Ser
         services["worker"] = _Service(asyncio.create_task(worker.run()), worker.stop)
         words["worker"] = f"{', '.join(options.queues)}; {options.concurrency} at a time"
     if options.scheduler:
+        from modules.orchestration import Scheduler
+
         scheduler = Scheduler(storage)
         services["scheduler"] = _Service(asyncio.create_task(scheduler.run()), scheduler.stop)
         words["scheduler"] = "due schedules become jobs"
