@@ -9,6 +9,7 @@ from modules.storage.commands import (
     data,
     demo,
     embed,
+    jobs,
     kv,
     outbox,
     schema,
@@ -31,5 +32,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, embed, kv, vectors, outbox, serve, tokens, demo):
+for room in (
+    setup,
+    schema,
+    status,
+    data,
+    conversations,
+    embed,
+    kv,
+    jobs,
+    vectors,
+    outbox,
+    serve,
+    tokens,
+    demo,
+):
     room.register(app)
