@@ -56,7 +56,7 @@ class Maintenance:
         if self._executor.dialect == "sqlite":
             duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
-        if retention.conversation_days or retention.conversation_history_limit:
+        if retention.conversation_days or retention.conversation_history_limit or retention.task_days:
             duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
         due = {name: 0.0 for name, _, _ in duties}
         while True:
@@ -122,7 +122,14 @@ class Maintenance:
             complete = counts.pop("complete")
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
+        totals["tasks_deleted"] = await self._retain_tasks(tenant_id)
         return totals
+
+    async def _retain_tasks(self, tenant_id: Optional[str]) -> int:
+        from modules.task_store.maintenance import TaskMaintenance
+
+        days = self._settings.retention.task_days
+        return await TaskMaintenance(self._executor).run_retention(days, tenant_id=tenant_id)
 
     async def _retain_all(self) -> int:
         return sum((await self.retain()).values())

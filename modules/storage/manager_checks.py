@@ -35,6 +35,7 @@ def health_checks(pool: SQLPool, vectors: VectorStores) -> Dict[str, HealthCheck
     checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
+    checks["task_store"] = lambda: _check_tasks(pool)
     if vectors.backend != "none":
         checks["vector_store"] = lambda: _check_vectors(pool, vectors)
     return checks
@@ -50,6 +51,15 @@ async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]
     elif vectors.backend != "none":
         found["vector_store"] = await vectors.answers()
     return {"sql": await pool.health_check(), **found}
+
+
+async def _check_tasks(pool: SQLPool) -> _Result:
+    status, message, details = await _check_tables(pool, TABLES["task_store"])
+    if message:
+        return status, message, details
+    from modules.task_store.maintenance import TaskMaintenance
+
+    return status, message, {**details, **await TaskMaintenance(pool.executor).figures()}
 
 
 async def _check_vectors(pool: SQLPool, vectors: VectorStores) -> _Result:
