@@ -57,7 +57,8 @@ _PURGE_GRAVES = Statement(
 )
 _LOOKED_AT = select(_T.status).limit(_LIMIT).subquery()
 _COUNTS = Statement(select(_LOOKED_AT.c.status, func.count()).group_by(_LOOKED_AT.c.status))
-_DUE = select(_T.due_at).where(_T.due_at.isnot(None), _T.finished_at.is_(None)).limit(_LIMIT).subquery()
+_OPEN = _T.closed == literal_column("0", BigInteger)
+_DUE = select(_T.due_at).where(_T.due_at.isnot(None), _OPEN).limit(_LIMIT).subquery()
 _OVERDUE = Statement(
     select(
         func.count(), func.coalesce(func.sum(case((_DUE.c.due_at < utc_now(), 1), else_=0)), 0)

@@ -19,7 +19,7 @@ _LIST = ", ".join(f"t.{column.name}" for column in TASK_COLUMNS)
 _FILTERS = """
     AND (:status IS NULL OR t.status = :status) AND (:owner_id IS NULL OR t.owner_id = :owner_id)
     AND (:conversation_id IS NULL OR t.conversation_id = :conversation_id)
-    AND (:open = 0 OR t.finished_at IS NULL)
+    AND (:open = 0 OR t.closed = 0)
 """
 # CROSS JOIN keeps SQLite to this order: the match first, then look-ups by key.
 _SQLITE = f"""

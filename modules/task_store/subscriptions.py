@@ -13,7 +13,7 @@ import inspect
 import logging
 import time
 from contextlib import suppress
-from typing import AsyncIterator, Awaitable, Callable, List, Optional, Union
+from typing import AsyncGenerator, AsyncIterator, Awaitable, Callable, List, Optional, Union
 
 from sqlalchemy import BigInteger, String, bindparam, select
 
@@ -78,7 +78,7 @@ class TaskSubscriber:
         self._queue = SubscriberQueue(executor, topic, name)
         self._lease_s = lease_seconds
 
-    async def stream(self, poll_seconds: float, follow: bool) -> AsyncIterator[TaskEvent]:
+    async def stream(self, poll_seconds: float, follow: bool) -> AsyncGenerator[TaskEvent, None]:
         """Iterate over the events; one counts as worked off when the next is asked for."""
         await self._queue.subscribe()
         while True:
@@ -98,7 +98,9 @@ class TaskSubscriber:
                     finished = True
                 finally:
                     if not finished:
-                        await self._leave(entry, done, taken[1:])
+                        with suppress(StorageError):
+                            # what cannot be given back now is free when its lease ends
+                            await self._leave(entry, done, taken[1:])
                 await self._queue.finish([entry])
                 taken = await self._still_held(taken[1:])
 
@@ -215,8 +217,12 @@ class Subscriptions(Store):
             StorageError: the database is away; iterate again, it goes on where this ended.
         """
         subscriber = self._subscriber(name, tenant_id, lease_seconds, poll_seconds)
-        async for event in subscriber.stream(poll_seconds, follow):
-            yield event
+        events = subscriber.stream(poll_seconds, follow)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
 
     async def handle_events(
         self,

@@ -55,6 +55,7 @@ async def invariants(tasks: Any) -> None:
     moved_on = await query(
         tasks,
         "SELECT id FROM atlas_tasks WHERE (finished_at IS NULL) = (status IN ('done', 'cancelled'))"
+        " OR (closed = 1) <> (status IN ('done', 'cancelled'))"
         " OR (status = 'done' AND open_dependencies > 0)",
         id=String,
     )
