@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Hashable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union, cast
+
+import orjson
 
 from modules.conversation_store.append_statements import (
     APPEND,
@@ -11,8 +13,10 @@ from modules.conversation_store.append_statements import (
     BATCHED,
     BUMP,
     BUMP_CHECKED,
+    BUMP_MANY,
     FIND_CLIENT,
     INSERT,
+    INSERT_MANY,
     STATE,
 )
 from modules.conversation_store.encoding import check_optional_integer
@@ -24,6 +28,7 @@ from modules.conversation_store.errors import (
 from modules.conversation_store.records import ConversationLease
 from modules.conversation_store.search_pending import index_many
 from modules.storage.operations import Transaction, write
+from modules.store_common.clock import from_microseconds, to_microseconds
 from modules.store_common.errors import (
     ConcurrencyError,
     IdempotencyConflictError,
@@ -126,14 +131,11 @@ def _row(
 async def _append_sqlite(
     tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields, condition: Condition
 ) -> Appended:
-    client_id = fields["client_message_id"]
-    if client_id is not None:
-        known = await tx.first(
-            FIND_CLIENT, tenant_id=tenant_id, conversation_id=conversation_id, client_message_id=client_id
-        )
-        if known is not None:
-            check_known(known[1], fields)
-            return Appended(known[0], None)
+    known = await _known(tx, tenant_id, conversation_id, fields)
+    if isinstance(known, Appended):
+        return known
+    if known is not None:
+        raise known
     if condition is _ANY:
         row = await tx.first(BUMP, tenant_id=tenant_id, conversation_id=conversation_id, count=1)
     else:
@@ -163,9 +165,71 @@ async def _append_one(
     return Appended(row[0], row[1])
 
 
+async def _append_batch_sqlite(
+    tx: Transaction, calls: Sequence[Tuple[Any, ...]]
+) -> Sequence[Union[Appended, BaseException]]:
+    outcomes: List[Union[Appended, BaseException, None]] = [None] * len(calls)
+    counts: Dict[Tuple[str, str], int] = {}
+    for n, (tenant_id, conversation_id, fields) in enumerate(calls):
+        if fields["client_message_id"] is not None:
+            outcomes[n] = await _known(tx, tenant_id, conversation_id, fields)
+        if outcomes[n] is None:
+            key = tenant_id, conversation_id
+            counts[key] = counts.get(key, 0) + 1
+    now, places = await _bump_many(tx, counts)
+    written_at = from_microseconds(now)
+    rows: List[_Fields] = []
+    for n, (tenant_id, conversation_id, fields) in enumerate(calls):
+        if outcomes[n] is not None:
+            continue
+        sequence = places.get((tenant_id, conversation_id))
+        if sequence is None:
+            outcomes[n] = await refusal(tx, tenant_id, conversation_id, _ANY)
+            continue
+        places[tenant_id, conversation_id] = sequence = sequence + 1
+        given = fields["created_at"]
+        row = {**fields, "tenant_id": tenant_id, "conversation_id": conversation_id, "sequence": sequence}
+        row["created_at"] = now if given is None else to_microseconds(given)
+        rows.append(row)
+        outcomes[n] = Appended(sequence, given or written_at)
+    await tx.run_many(INSERT_MANY, rows)
+    return cast(List[Union[Appended, BaseException]], outcomes)
+
+
+async def _known(
+    tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields
+) -> Union[Appended, IdempotencyConflictError, None]:
+    """Return the outcome of an append whose idempotency key is known already; None: it is not."""
+    client_id = fields["client_message_id"]
+    if client_id is None:
+        return None
+    row = await tx.first(
+        FIND_CLIENT, tenant_id=tenant_id, conversation_id=conversation_id, client_message_id=client_id
+    )
+    if row is None:
+        return None
+    try:
+        check_known(row[1], fields)
+    except IdempotencyConflictError as exc:
+        return exc
+    return Appended(row[0], None)
+
+
+async def _bump_many(
+    tx: Transaction, counts: Mapping[Tuple[str, str], int]
+) -> Tuple[int, Dict[Tuple[str, str], int]]:
+    """Bump the counters of active conversations; return the time in microseconds, and each one's last sequence before."""
+    wanted = orjson.dumps([(*key, count) for key, count in counts.items()]).decode()
+    rows = await tx.all(BUMP_MANY, counts=wanted)
+    before = {(row[0], row[1]): row[2] - counts[row[0], row[1]] for row in rows}
+    return (rows[0][3] if rows else 0), before
+
+
 async def _append_batch(
     tx: Transaction, calls: Sequence[Tuple[Any, ...]]
 ) -> Sequence[Union[Appended, BaseException]]:
+    if tx.dialect == "sqlite":
+        return await _append_batch_sqlite(tx, calls)
     columns: Dict[str, List[Any]] = {name: [fields.get(name) for _, _, fields in calls] for name in BATCHED}
     columns["tenant_id"] = [tenant_id for tenant_id, _, _ in calls]
     columns["conversation_id"] = [conversation_id for _, conversation_id, _ in calls]

@@ -1,7 +1,8 @@
 """The SQL of appending, the hot path of the store.
 
-SQLite: two statements in the writer's transaction (bump the counter, insert). PostgreSQL: one data-modifying CTE, in a
-form for one message and one for many waiting calls (docs of the project, ACCESS_PATH items 5 and 14).
+SQLite: two statements in the writer's transaction (bump the counter, insert), for many waiting calls two as well.
+PostgreSQL: one data-modifying CTE, in a form for one message and one for many waiting calls (docs of the project,
+ACCESS_PATH items 5 and 14).
 
 The counter's row is the lock: whoever bumps `last_sequence` has the conversation until its transaction ends, which makes
 the sequence gapless and its order the order of commits.
@@ -11,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, String, Text, bindparam, insert, or_, select, text, update
+from sqlalchemy import BigInteger, String, Text, bindparam, insert, literal_column, or_, select, text, update
 from sqlalchemy import func as sql
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 
 from modules.conversation_store.models import ConversationRow, MessageRow
-from modules.storage.columns import FreeText, JsonValue, UtcDateTime, utc_now
+from modules.storage.columns import SQLITE_NOW, FreeText, JsonValue, UtcDateTime, utc_now
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "BATCHED",
     "BUMP",
     "BUMP_CHECKED",
+    "BUMP_MANY",
     "FIND_CLIENT",
     "INSERT",
     "INSERTED",
+    "INSERT_MANY",
     "STATE",
 ]
 
@@ -66,9 +69,27 @@ def _bump(checked: bool, now: Any) -> Any:
 BUMP = Statement(_bump(False, utc_now()), postgresql=_bump(False, sql.clock_timestamp()))
 BUMP_CHECKED = Statement(_bump(True, utc_now()), postgresql=_bump(True, sql.clock_timestamp()))
 
+#: The counters of many conversations at once, given as JSON: an array of [tenant_id, conversation_id, count].
+BUMP_MANY = Statement(
+    sqlite=text(
+        "UPDATE atlas_conversations SET last_sequence = last_sequence + w.count, updated_at = w.now"
+        " FROM (SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS id,"
+        f" json_extract(value, '$[2]') AS count, {SQLITE_NOW} AS now FROM json_each(:counts)) AS w"
+        " WHERE atlas_conversations.tenant_id = w.tenant_id AND atlas_conversations.id = w.id AND status = 'active'"
+        " RETURNING tenant_id, id, last_sequence, updated_at"
+    )
+    .bindparams(bindparam("counts", type_=Text))
+    .columns(tenant_id=String, id=String, last_sequence=BigInteger, updated_us=BigInteger)
+)
+
 # SQLAlchemy 2.0 takes names for those of attributes, and `metadata` is one of every declarative class
 _ATTRIBUTES = {name: "metadata_" if name == "metadata" else name for name in INSERTED}
-INSERT = Statement(insert(_M).values(version=1, **{_ATTRIBUTES[name]: bindparam(name) for name in INSERTED}))
+_INSERT = insert(_M).values(
+    version=literal_column("1", BigInteger), **{_ATTRIBUTES[name]: bindparam(name) for name in INSERTED}
+)
+INSERT = Statement(_INSERT)
+#: The same with times as SQLite holds them: many messages get one time, which need not be converted for each.
+INSERT_MANY = Statement(sqlite=_INSERT.values(created_at=bindparam("created_at", type_=BigInteger)))
 
 FIND_CLIENT = Statement(
     select(_M.sequence, _M.body_digest).where(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields
-from datetime import datetime
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from modules.conversation_store.models import MESSAGE_STATUSES
@@ -36,6 +35,7 @@ __all__ = [
     "check_optional_integer",
     "check_optional_text",
     "check_status",
+    "encode_fields",
     "encode_message",
     "encode_messages",
     "encode_metadata",
@@ -102,10 +102,11 @@ def encode_message(message: Union[NewMessage, Mapping[str, Any]], where: str = "
         raise InvalidValueError(f"{where} must be a NewMessage or a mapping, not {type(message).__name__}")
     if "role" not in given or "content" not in given:
         raise InvalidValueError(f"{where} needs a role and a content")
-    return _parameters(given, where)
+    return encode_fields(given, where)
 
 
-def _parameters(given: Mapping[str, Any], where: str) -> Dict[str, Any]:
+def encode_fields(given: Mapping[str, Any], where: str = "message") -> Dict[str, Any]:
+    """Return the parameters of the insert statements for a mapping that has fields of a `NewMessage` and no others."""
     get = given.get
     content = given["content"]
     message_id, created_at = get("id"), get("created_at")
@@ -122,22 +123,18 @@ def _parameters(given: Mapping[str, Any], where: str) -> Dict[str, Any]:
         "type": check_label(get("type", "message"), f"{where}.type"),
         "status": check_status(get("status", "complete")),
         "content": encode_json(content, f"{where}.content"),
-        "search_text": search_text_of(content),
+        "search_text": None if type(content) is str else search_text_of(content),
         "metadata": encode_metadata(get("metadata"), f"{where}.metadata"),
         "author_id": None if author_id is None else check_identifier(author_id, f"{where}.author_id"),
         "parent_id": None if parent_id is None else check_identifier(parent_id, f"{where}.parent_id"),
         "client_message_id": client_id,
         "body_digest": None,
-        "created_at": _instant(created_at, where),
+        "created_at": require_utc(created_at, f"{where}.created_at"),
     }
     if client_id is not None:
         check_identifier(client_id, f"{where}.client_message_id")
         encoded["body_digest"] = _digest(encoded, message_id)
     return encoded
-
-
-def _instant(value: Any, where: str) -> Optional[datetime]:
-    return None if value is None else require_utc(value, f"{where}.created_at")
 
 
 _BODY = ("role", "name", "type", "status", "content", "metadata", "author_id", "parent_id")

@@ -19,7 +19,7 @@ from modules.conversation_store.encoding import (
     check_optional_id,
     check_optional_integer,
     check_status,
-    encode_message,
+    encode_fields,
     encode_messages,
     encode_metadata,
     search_text_of,
@@ -260,7 +260,7 @@ class Messages(Store):
             MessageExistsError: the conversation has a message with `message_id`.
         """
         key = self._tenant(tenant_id), check_identifier(conversation_id, "conversation_id")
-        fields = encode_message(
+        fields = encode_fields(
             {
                 "role": role,
                 "content": content,
@@ -284,22 +284,19 @@ class Messages(Store):
         self, tenant_id: str, conversation_id: str, fields: Dict[str, Any], condition: Optional[Condition]
     ) -> Appended:
         try:
-            return await self._append_once(tenant_id, conversation_id, fields, condition)
+            if condition is None:
+                return await self._executor.run(append, tenant_id, conversation_id, fields)
+            return await self._executor.run(append_checked, tenant_id, conversation_id, fields, condition)
         except AlreadyExistsError as exc:
             if fields["client_message_id"] is None:
                 raise MessageExistsError(conversation_id) from exc
         # the key was stored by somebody else between our look and our insert: the second look finds it
         try:
-            return await self._append_once(tenant_id, conversation_id, fields, condition)
+            return await self._executor.run(
+                append_checked, tenant_id, conversation_id, fields, condition or Condition()
+            )
         except AlreadyExistsError as exc:
             raise MessageExistsError(conversation_id) from exc
-
-    async def _append_once(
-        self, tenant_id: str, conversation_id: str, fields: Dict[str, Any], condition: Optional[Condition]
-    ) -> Appended:
-        if condition is None:
-            return await self._executor.run(append, tenant_id, conversation_id, fields)
-        return await self._executor.run(append_checked, tenant_id, conversation_id, fields, condition)
 
     async def _known(
         self, tenant_id: str, conversation_id: str, sequences: Sequence[int]

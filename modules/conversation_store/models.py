@@ -140,7 +140,7 @@ class MessageRow(Base):
     __tablename__ = "atlas_messages"
     __table_args__ = (
         PrimaryKeyConstraint("tenant_id", "conversation_id", "sequence"),
-        UniqueConstraint("tenant_id", "conversation_id", "id", name="uq_atlas_messages_id"),
+        UniqueConstraint("tenant_id", "id", "conversation_id", name="uq_atlas_messages_id"),
         Index(
             "uq_atlas_messages_client_message_id",
             "tenant_id",

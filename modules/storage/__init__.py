@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from modules.storage.settings import (
         KVStoreSettings,
         MongoBackendSettings,
+        OutboxSettings,
         PoolSettings,
         RetentionSettings,
         SettingsError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         UnitOfWork,
         UnitOfWorkError,
         UnitOfWorkState,
+        UnitOutcome,
     )
     from modules.storage.version import __version__
     from modules.store_common.deadlines import deadline
@@ -73,6 +75,7 @@ _NAMES: Dict[str, List[str]] = {
     "modules.storage.settings": [
         "KVStoreSettings",
         "MongoBackendSettings",
+        "OutboxSettings",
         "PoolSettings",
         "RetentionSettings",
         "SQLBackendSettings",
@@ -89,6 +92,7 @@ _NAMES: Dict[str, List[str]] = {
         "UnitOfWork",
         "UnitOfWorkError",
         "UnitOfWorkState",
+        "UnitOutcome",
     ],
     "modules.storage.version": ["__version__"],
     "modules.store_common.deadlines": ["deadline"],
@@ -102,6 +106,7 @@ __all__ = [
     "HealthStatus",
     "KVStoreSettings",
     "MongoBackendSettings",
+    "OutboxSettings",
     "OutcomeUnknownError",
     "PoolError",
     "PoolSettings",
@@ -120,6 +125,7 @@ __all__ = [
     "UnitOfWork",
     "UnitOfWorkError",
     "UnitOfWorkState",
+    "UnitOutcome",
     "VectorBackendSettings",
     "VectorBackendType",
     "__version__",

@@ -81,6 +81,7 @@ class StorageHealthStatus:
     conversation_store: Optional[StoreHealth] = None
     task_store: Optional[StoreHealth] = None
     job_store: Optional[StoreHealth] = None
+    outbox: Optional[StoreHealth] = None
     checked_at: Optional[datetime] = None
 
     @property
@@ -94,6 +95,7 @@ class StorageHealthStatus:
             self.conversation_store,
             self.task_store,
             self.job_store,
+            self.outbox,
         )
         return {component.name: component for component in found if component is not None}
 

@@ -29,12 +29,14 @@ class StoreParts:
         settings: Of the manager.
         tenancy: How the tenant of a call is found.
         semantic: What finds messages by meaning; None: nothing does.
+        wake: Wakes those who wait on a channel; see `modules.storage.backends.wakeups`.
     """
 
     executor: Executor
     settings: StorageSettings
     tenancy: TenantPolicy
     semantic: Optional[SemanticIndex]
+    wake: Optional[Callable[[str], None]] = None
 
 
 def make_store(name: str, parts: StoreParts) -> Any:
@@ -104,13 +106,13 @@ def _tasks(parts: StoreParts) -> Any:
 def _jobs(parts: StoreParts) -> Any:
     from modules.job_store.repository import JobStore
 
-    return JobStore(parts.executor, parts.tenancy)
+    return JobStore(parts.executor, parts.tenancy, wake=parts.wake)
 
 
 def _job_queue(parts: StoreParts) -> Any:
     from modules.job_store.queue import JobQueue
 
-    return JobQueue(parts.executor)
+    return JobQueue(parts.executor, wake=parts.wake)
 
 
 _MAKERS: Dict[str, Callable[[StoreParts], Any]] = {

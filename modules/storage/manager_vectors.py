@@ -7,7 +7,7 @@ manager without vectors starts as fast as before.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from sqlalchemy import text
 from sqlalchemy.types import Text
@@ -114,13 +114,23 @@ class VectorStores:
         self._tenancy = tenancy
         self._lock = threading.RLock()
         self._registry: Optional[VectorStoreRegistry] = None
-        self._made: List[VectorProvider] = []
+        self._made: List[Tuple[str, VectorProvider]] = []
+        self._listeners: List[Callable[[str, VectorProvider], Any]] = []
         self._closed = False
 
     @property
     def backend(self) -> str:
         """The configured provider's name, or "none"."""
         return vector_backend(self._settings)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the configured provider keeps its vectors outside of the SQL database."""
+        return self.backend != "none" and self.backend not in VECTOR_TABLES
+
+    def when_added(self, listener: Callable[[str, VectorProvider], Any]) -> None:
+        """Have `listener(name, provider)` called for each provider that is made from now on."""
+        self._listeners.append(listener)
 
     @property
     def registry(self) -> VectorStoreRegistry:
@@ -169,29 +179,37 @@ class VectorStores:
         registry.register_instance(name, made, default=default)
         if not self._closed:
             made.open_on_use()
-        self._made.append(made)
+        self._made.append((name, made))
+        for listener in self._listeners:
+            listener(name, made)
         return made
 
     def within(self, executor: Executor) -> VectorProvider:
-        """Return the default provider inside a unit of work.
+        """Return the default provider inside a unit of work: in its transaction, or staging for it what is outside of SQL.
 
         Raises:
-            NotConfiguredError: it keeps nothing in the unit's database.
+            NotConfiguredError: it was registered from outside, so a relay of another process would not know it.
         """
         provider = self.default
-        if not any(made is provider for made in self._made):
+        name = next((name for name, made in self._made if made is provider), None)
+        if name is None:
             raise NotConfiguredError(
                 f"the vector store {provider.name} was registered from outside, so it cannot take part in a unit of work; "
                 "call storage.vectors after the unit"
             )
-        return provider.within(executor)
+        staging = getattr(executor, "staging", None)
+        if provider.capabilities.transactional or staging is None:
+            return provider.within(executor)
+        from modules.storage.vectors.staged import StagedVectors
+
+        return StagedVectors(provider, name, executor, staging, self._tenancy)
 
     async def shutdown(self) -> None:
         """Close every provider of the registry. What was handed out does not open again."""
         with self._lock:
             self._closed = True
             registry, made = self._registry, list(self._made)
-        for provider in made:
+        for _, provider in made:
             provider.open_on_use(False)
         if registry is not None:
             await registry.shutdown_all()

@@ -7,7 +7,7 @@ from typing import Any, Dict
 from sqlalchemy import BigInteger, Double, String, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from modules.storage.columns import UtcDateTime
+from modules.storage.columns import NOW_SQLITE, UtcDateTime
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -16,12 +16,14 @@ __all__ = [
     "APPLIED",
     "CLAIM",
     "DISCARD",
+    "DUE",
     "FAIL",
     "FINISH",
     "LIST",
     "PURGE",
     "REDRIVE",
     "RELEASE",
+    "RENEW",
     "SHOW",
     "STAGE",
     "STATS",
@@ -33,7 +35,7 @@ __all__ = [
 # The database's clock: an instant, the same in whole microseconds, and that many seconds later.
 _CLOCK: Dict[str, Dict[str, str]] = {
     "sqlite": {
-        "now": "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)",
+        "now": NOW_SQLITE,
         "after": " + CAST({} * 1000000 AS INTEGER)",
         "greatest": "max",
     },
@@ -310,4 +312,22 @@ _DISCARD = (
 DISCARD = Statement(
     sqlite=text(_DISCARD.format(**_S)).bindparams(*_THIS),
     postgresql=text(_DISCARD.format(**_P)).bindparams(*_THIS),
+)
+_DUE = "SELECT min(available_at) AS due, {now} AS clock FROM atlas_outbox WHERE target = :target AND state = 'pending'"
+#: When the next key of a target is due (None: none is waiting), and the time now.
+DUE = Statement(
+    sqlite=text(_DUE.format(**_S)).bindparams(_TARGET).columns(due=UtcDateTime, clock=UtcDateTime),
+    postgresql=text(_DUE.format(**_P)).bindparams(_TARGET).columns(due=UtcDateTime, clock=UtcDateTime),
+)
+_RENEW = (
+    "UPDATE atlas_outbox SET available_at = {now}{after} WHERE "
+    + _IS_THIS
+    + " AND fence = :fence AND claimed_by = :claim AND state = 'pending'"
+)
+_RENEWING = (*_THIS, _CLAIM, _SECONDS, bindparam("fence", type_=BigInteger))
+RENEW = Statement(
+    sqlite=text(_RENEW.format(now=_S["now"], after=_S["after"].format(":seconds"))).bindparams(*_RENEWING),
+    postgresql=text(_RENEW.format(now=_P["now"], after=_P["after"].format(":seconds"))).bindparams(
+        *_RENEWING
+    ),
 )

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Optional, Union
 
+from modules.storage.backends.wakeups import Wakeups
 from modules.storage.opening import OpenOnce, run_in_thread
 from modules.storage.pool_errors import PoolError, PoolTimeoutError
 from modules.storage.settings import SQLBackendSettings, SQLDialect
@@ -51,6 +52,7 @@ class SQLPool:
     def __init__(self, settings: Optional[SQLBackendSettings] = None) -> None:
         self._settings = settings if settings is not None else SQLBackendSettings()
         self._executor: Optional[Union[SQLiteExecutor, PostgresExecutor]] = None
+        self._wakeups: Optional[Wakeups] = None
         self._engine: Optional[Engine] = None
         self._session_factory: Optional[sessionmaker[Session]] = None
         # a plain lock: held for moments only, and right whichever loop or thread comes (P25)
@@ -83,6 +85,17 @@ class SQLPool:
         if self._executor is None:
             raise NotInitializedError("the SQL pool")
         return self._executor
+
+    @property
+    def wakeups(self) -> Wakeups:
+        """Tells those who wait that there is something to do, in other processes too.
+
+        Raises:
+            NotInitializedError: before `initialize()` and after `shutdown()`.
+        """
+        if self._wakeups is None:
+            raise NotInitializedError("the SQL pool")
+        return self._wakeups
 
     @property
     def engine(self) -> Engine:
@@ -127,6 +140,7 @@ class SQLPool:
         started = time.monotonic()
         self._process = os.getpid()
         self._executor = await self._open_executor()
+        self._wakeups = _make_wakeups(self._executor)
         logger.info(
             "storage.pool.initialized",
             extra={"backend": self.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
@@ -146,8 +160,11 @@ class SQLPool:
         with self._lock:
             executor, self._executor = self._executor, None
             engine, self._engine, self._session_factory = self._engine, None, None
+            wakeups, self._wakeups = self._wakeups, None
         if executor is None:
             return
+        if wakeups is not None and os.getpid() == self._process:
+            await wakeups.close()
         if engine is not None:
             mine = os.getpid() == self._process
             await run_in_thread(lambda: engine.dispose(close=mine))
@@ -186,6 +203,14 @@ class SQLPool:
     def statistics(self) -> Dict[str, int]:
         """Return the pool in numbers, for health and metrics; empty when closed."""
         return {} if self._executor is None else self._executor.statistics()
+
+
+def _make_wakeups(executor: Union[SQLiteExecutor, PostgresExecutor]) -> Wakeups:
+    if executor.dialect == "sqlite":
+        return Wakeups()
+    from modules.storage.backends.postgresql_wakeups import PostgresWakeups
+
+    return PostgresWakeups(executor)  # type: ignore[arg-type]
 
 
 async def _open_or_undo(executor: SQLiteExecutor) -> None:

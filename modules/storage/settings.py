@@ -44,6 +44,8 @@ from .settings_base import (
     blank_to_none,
     reveal,
 )
+from .settings_outbox import OutboxSettings
+from .settings_server import ServerSettings
 from .settings_sources import (
     Layer,
     Setting,
@@ -62,6 +64,7 @@ __all__ = [
     "DEFAULT_CONFIG_FILE",
     "KVStoreSettings",
     "MongoBackendSettings",
+    "OutboxSettings",
     "PgvectorIndexType",
     "PineconeMetric",
     "PoolSettings",
@@ -70,6 +73,7 @@ __all__ = [
     "SQLBackendSettings",
     "SQLDialect",
     "SecretUrl",
+    "ServerSettings",
     "SettingsError",
     "SqliteSynchronous",
     "StorageSettings",
@@ -243,7 +247,12 @@ class RetentionSettings(Section):
     conversation_history_limit: Int = Field(0, ge=0, description="Messages kept per conversation; 0 = all.")
     task_days: Int = Field(0, ge=0, description="Days until a finished task is deleted; 0 = keep.")
     job_days: Int = Field(0, ge=0, description="Days until a finished job is deleted; 0 = keep.")
-    vector_days: Int = Field(0, ge=0, description="Days until a vector is deleted; 0 = keep.")
+    vector_days: Int = Field(
+        0,
+        ge=0,
+        description="Days until a vector is deleted, by its `created_at`; vectors of messages go with their messages; "
+        "0 = keep.",
+    )
 
 
 class StorageSettings(Section):
@@ -253,7 +262,9 @@ class StorageSettings(Section):
     mongo: MongoBackendSettings = Field(default_factory=MongoBackendSettings, description="MongoDB.")
     vectors: VectorBackendSettings = Field(default_factory=VectorBackendSettings, description="Vectors.")
     kv: KVStoreSettings = Field(default_factory=KVStoreSettings, description="Key-value store.")
+    outbox: OutboxSettings = Field(default_factory=OutboxSettings, description="Outbox.")
     retention: RetentionSettings = Field(default_factory=RetentionSettings, description="Retention.")
+    server: ServerSettings = Field(default_factory=ServerSettings, description="HTTP API and dashboard.")
     use_mongo_for_conversations: bool = Field(False, description="Keep conversations in MongoDB.")
     use_mongo_for_jobs: bool = Field(False, description="Keep jobs in MongoDB.")
     require_tenant_context: bool = Field(False, description="Refuse every call that names no tenant.")

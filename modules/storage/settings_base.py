@@ -119,7 +119,8 @@ class SecretUrl(SecretStr):
             return MASK
 
 
-def _no_bool(value: Any) -> Any:
+def no_bool(value: Any) -> Any:
+    """Return `value`, unless it is True or False."""
     # YAML reads `yes` as true and pydantic reads true as 1; a port or a size of True is a mistake.
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic takes only ValueError
@@ -161,11 +162,11 @@ Text = Annotated[str, BeforeValidator(_clean_text), Field(min_length=1)]
 Host = Annotated[str, BeforeValidator(_clean_host), BeforeValidator(_clean_text)]
 Secret = Annotated[SecretStr, BeforeValidator(_clean_text)]
 Url = Annotated[SecretUrl, BeforeValidator(_clean_text)]
-Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
-Int = Annotated[int, BeforeValidator(_no_bool), Field(le=2**63 - 1)]
+Port = Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=65535)]
+Int = Annotated[int, BeforeValidator(no_bool), Field(le=2**63 - 1)]
 # The upper bound, three years, only keeps timers from overflowing.
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1e8, allow_inf_nan=False)]
-NotNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1e12, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(no_bool), Field(gt=0, le=1e8, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 
 class Section(BaseModel):

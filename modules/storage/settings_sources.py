@@ -45,7 +45,9 @@ _PREFIXES: dict[KeyPath, str] = {
     ("mongo",): "ATLAS_MONGO_",
     ("vectors",): "ATLAS_VECTOR_",
     ("kv",): "ATLAS_KV_",
+    ("outbox",): "ATLAS_OUTBOX_",
     ("retention",): "ATLAS_RETENTION_",
+    ("server",): "ATLAS_SERVER_",
 }
 # ... except these, whose short names are the customer's.
 _SHORT_NAMES: dict[KeyPath, str] = {

@@ -166,7 +166,7 @@ class ObservedExecutor:
         started = time.perf_counter()
         outcome = "ok"
         try:
-            result: R = await self._executor.run(operation, *args, **kwargs)  # type: ignore[attr-defined]
+            result: R = await self._executor.run(operation, *args, **kwargs)
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Optional, Sequence, Tuple, Union
 
 from typing_extensions import Protocol
 
+from modules.storage.operations import Executor
 from modules.store_common.errors import StorageError
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from modules.storage.operations import Executor, Operation
+    from modules.storage.operations import Operation
 
 __all__ = [
     "Compensation",
@@ -26,6 +28,7 @@ __all__ = [
     "TransactionalExecutor",
     "UnitOfWorkError",
     "UnitOfWorkState",
+    "UnitOutcome",
 ]
 
 #: A function of an ORM session inside the unit's transaction: async with an `AsyncSession`, or sync with a `Session`.
@@ -59,6 +62,21 @@ class RollbackError(UnitOfWorkError):
 
 class OutcomeUnknownError(UnitOfWorkError):
     """The connection was lost during COMMIT: the unit is wholly applied or wholly absent, and it is not known which."""
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What became of the unit of work with a key; see `StorageManager.resolve`.
+
+    Attributes:
+        key: The unit's.
+        applied: True: it was committed. False: it was not, and will not be.
+        result: What `set_result` was given.
+    """
+
+    key: str
+    applied: bool
+    result: Any = None
 
 
 class UnitOfWorkState(enum.Enum):
@@ -97,13 +115,8 @@ class OpenTransaction(Protocol):
         ...
 
 
-class TransactionalExecutor(Protocol):
+class TransactionalExecutor(Executor, Protocol):
     """An executor that can open a transaction for a unit of work."""
-
-    @property
-    def dialect(self) -> str:
-        """Say "sqlite" or "postgresql"."""
-        ...
 
     def unit(self, deadline: float, owner: Any = None) -> OpenTransaction:
         """Return a new transaction, not yet begun.
@@ -116,4 +129,4 @@ class TransactionalExecutor(Protocol):
 
 
 #: Makes the store of a name ("conversations", "kv", ...) on an executor.
-StoreMaker = Callable[[str, "Executor"], Any]
+StoreMaker = Callable[[str, Executor], Any]

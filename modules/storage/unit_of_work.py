@@ -5,7 +5,8 @@
         await uow.kv.set("settings", "seen", True)
 
 The stores of the unit share one SQL transaction. It commits when the block ends, and rolls back when the block raises or
-its task is cancelled. After an operation in it has failed, only a rollback is possible.
+its task is cancelled. After an operation in it has failed, only a rollback is possible. What belongs to other stores is
+staged: written to the outbox in the same transaction, and applied by a relay after COMMIT (`await uow.applied(timeout)`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import (
     Any,
     AsyncIterator,
     Callable,
-    Coroutine,
     Dict,
     List,
     Optional,
@@ -42,7 +42,13 @@ from modules.storage.unit_contracts import (
     TransactionalExecutor,
     UnitOfWorkError,
     UnitOfWorkState,
+    UnitOutcome,
 )
+from modules.storage.unit_keys import UnitKey, enter_key, keep_result
+from modules.storage.unit_staging import OutboxLink, Staging
+from modules.storage.unit_stores import UnitStores
+from modules.storage.unit_tasks import compensate, to_the_end
+from modules.store_common import failpoints
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import (
     BusyError,
@@ -51,18 +57,21 @@ from modules.store_common.errors import (
     StorageError,
     UnavailableError,
 )
+from modules.store_common.tenancy import TenantPolicy
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from modules.conversation_store.repository import ConversationStore
-    from modules.job_store.repository import JobStore
     from modules.storage.operations import Operation
-    from modules.storage.vectors.base import VectorProvider
-    from modules.task_store.repository import TaskStore
-    from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
-__all__ = ["OutcomeUnknownError", "RollbackError", "UnitOfWork", "UnitOfWorkError", "UnitOfWorkState"]
+__all__ = [
+    "OutcomeUnknownError",
+    "RollbackError",
+    "UnitOfWork",
+    "UnitOfWorkError",
+    "UnitOfWorkState",
+    "UnitOutcome",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +85,16 @@ _DEFAULT_TIMEOUT_S = 30.0
 _active: ContextVar[Optional[UnitOfWork]] = ContextVar("atlas_storage_unit_of_work", default=None)
 
 
-class UnitOfWork:
+class UnitOfWork(UnitStores):
     """One transaction over the stores; made by `StorageManager.unit_of_work()`.
 
     Args:
         executor: The SQL database.
         make_store: Makes a store bound to this unit.
         timeout_s: After this many seconds the unit is rolled back wherever it is.
+        key: Makes the unit idempotent; see `make_key`.
+        tenancy: How the tenant of a staged key is found.
+        outbox: Whom to tell after COMMIT that something was staged.
     """
 
     def __init__(
@@ -91,12 +103,21 @@ class UnitOfWork:
         make_store: StoreMaker,
         *,
         timeout_s: float = _DEFAULT_TIMEOUT_S,
+        key: Optional[UnitKey] = None,
+        tenancy: Optional[TenantPolicy] = None,
+        outbox: Optional[OutboxLink] = None,
     ) -> None:
         if not timeout_s > 0:
             raise InvalidValueError("timeout must be a number of seconds greater than 0")
         self._database = executor
         self._make_store = make_store
         self._timeout_s = timeout_s
+        self._key = key
+        self._tenancy = TenantPolicy() if tenancy is None else tenancy
+        self._staging = Staging(executor, outbox)
+        self._result: Any = None
+        self._result_json: Optional[str] = None
+        self._replayed = False
         self._state = UnitOfWorkState.PENDING
         self._transaction: Optional[OpenTransaction] = None
         self._stores: Dict[str, Any] = {}
@@ -112,40 +133,6 @@ class UnitOfWork:
     def state(self) -> UnitOfWorkState:
         """PENDING before the block, ACTIVE inside, then how it ended."""
         return self._state
-
-    @property
-    def conversations(self) -> ConversationStore:
-        """The conversation store, inside this unit."""
-        store: ConversationStore = self._store("conversations")
-        return store
-
-    @property
-    def kv(self) -> KeyValueStore:
-        """The key-value store, inside this unit."""
-        store: KeyValueStore = self._store("kv")
-        return store
-
-    @property
-    def tasks(self) -> TaskStore:
-        """The task store, inside this unit."""
-        store: TaskStore = self._store("tasks")
-        return store
-
-    @property
-    def jobs(self) -> JobStore:
-        """The job store, inside this unit: its jobs exist if and only if the unit commits."""
-        store: JobStore = self._store("jobs")
-        return store
-
-    @property
-    def vectors(self) -> VectorProvider:
-        """The vector store, inside this unit.
-
-        Raises:
-            NotConfiguredError: it is not in the SQL database, so it cannot take part.
-        """
-        store: VectorProvider = self._store("vectors")
-        return store
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -198,10 +185,11 @@ class UnitOfWork:
             ) from failed
         try:
             await self._run_sql_functions()
+            await self._write_staged()
         except BaseException as exc:
             await self._undo(exc)
             raise
-        await _to_the_end(self._commit())
+        await to_the_end(self._commit())
 
     async def rollback(self) -> None:
         """Roll back now and run the compensating actions. Harmless when the unit has been rolled back.
@@ -225,6 +213,15 @@ class UnitOfWork:
         self._outer = _active.set(self)
         self._deadline = deadline_after(self._timeout_s)
         self._state = UnitOfWorkState.ACTIVE
+        try:
+            if failpoints.armed:
+                await failpoints.meet("unit.before_begin")
+            if self._key is not None:
+                await self._enter_key(self._key)
+        except BaseException as exc:
+            _active.reset(self._outer)
+            await self._undo(exc)
+            raise
         return self
 
     async def __aexit__(
@@ -232,16 +229,37 @@ class UnitOfWork:
         kind: Optional[Type[BaseException]],
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
-    ) -> None:
+    ) -> Optional[bool]:
         try:
+            if self._replayed:
+                return isinstance(error, _ReplayedSignal)
             if self._state is not UnitOfWorkState.ACTIVE:
-                return
+                return None
             if error is None:
                 await self.commit()
             else:
                 await self._undo(error)
+            return None
         finally:
             _active.reset(self._outer)
+
+    async def _enter_key(self, key: UnitKey) -> None:
+        first = await self._open().run(enter_key, (key,), {})
+        if first is None:
+            return
+        await self._open().rollback()
+        self._replayed = True
+        self._result = first.result
+        self._state = UnitOfWorkState.COMMITTED
+
+    async def _write_staged(self) -> None:
+        if failpoints.armed:
+            await failpoints.meet("unit.rows_written")
+        if self._key is not None and self._result_json is not None:
+            await self._open().run(keep_result, (self._key, self._result_json), {})
+        await self._staging.write(self._open)
+        if failpoints.armed:
+            await failpoints.meet("unit.outbox_written")
 
     async def _run(
         self, operation: Operation[Any, Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]
@@ -257,10 +275,13 @@ class UnitOfWork:
     def _store(self, name: str) -> Any:
         self._require_open()
         if name not in self._stores:
-            self._stores[name] = self._make_store(name, _UnitExecutor(self, self._database.dialect))
+            executor = _UnitExecutor(self, self._database.dialect, self._staging)
+            self._stores[name] = self._make_store(name, executor)
         return self._stores[name]
 
     def _require_open(self) -> None:
+        if self._replayed:
+            raise _ReplayedSignal
         if self._state is not UnitOfWorkState.ACTIVE:
             raise UnitOfWorkError(
                 f"the unit of work is {self._state.value}; use it inside its `async with` block, before it ends"
@@ -286,6 +307,8 @@ class UnitOfWork:
 
     async def _commit(self) -> None:
         try:
+            if failpoints.armed:
+                await failpoints.meet("unit.before_commit")
             if self._transaction is not None:
                 await self._transaction.commit()
         except (UnavailableError, DeadlineExceededError) as exc:
@@ -295,19 +318,22 @@ class UnitOfWork:
                 raise
             self._state = UnitOfWorkState.OUTCOME_UNKNOWN
             raise OutcomeUnknownError(
-                "the answer to COMMIT was lost: this unit of work is wholly applied or wholly absent; "
-                "read back what it wrote before trying again"
+                "the answer to COMMIT was lost: this unit of work is wholly applied or wholly absent; ask "
+                "`await storage.resolve(key)` where it has a key, else read back what it wrote, before trying again"
             ) from exc
         except BaseException as exc:
             await self._undo(exc)
             raise
         self._state = UnitOfWorkState.COMMITTED
+        self._staging.committed()
         for action in self._after_commit:
             action()
+        if failpoints.armed:
+            await failpoints.meet("unit.committed")
 
     async def _undo(self, original: Optional[BaseException]) -> None:
         """Roll back and compensate, to the end even when the task is cancelled once more."""
-        failures = await _to_the_end(self._roll_back_and_compensate())
+        failures = await to_the_end(self._roll_back_and_compensate())
         if not failures:
             return
         if original is not None and not isinstance(original, Exception):
@@ -332,26 +358,20 @@ class UnitOfWork:
                     extra={"backend": self._database.dialect},
                     exc_info=True,
                 )
-        failures: List[BaseException] = []
-        for action in reversed(self._compensations):
-            try:
-                await asyncio.wait_for(_call(action), self._timeout_s)
-            except (Exception, asyncio.CancelledError) as exc:
-                # a cancelled action is a failed one: the others run all the same
-                logger.exception(
-                    "storage.unit_of_work.compensation_failed",
-                    extra={"backend": self._database.dialect, "error_type": type(exc).__name__},
-                )
-                failures.append(exc)
-        return failures
+        return await compensate(self._compensations, self._timeout_s, self._database.dialect)
+
+
+class _ReplayedSignal(BaseException):
+    """Ends the block of a unit whose key was used before; no error, so nothing but the unit itself may catch it."""
 
 
 class _UnitExecutor:
     """`modules.storage.operations.Executor` that runs everything in one unit of work."""
 
-    def __init__(self, unit: UnitOfWork, dialect: str) -> None:
+    def __init__(self, unit: UnitOfWork, dialect: str, staging: Staging) -> None:
         self._unit = unit
         self.dialect = dialect
+        self.staging = staging
 
     def after_commit(self, action: Callable[[], None]) -> None:
         self._unit._after_commit.append(action)
@@ -359,27 +379,3 @@ class _UnitExecutor:
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = await self._unit._run(operation, args, kwargs)
         return result
-
-
-async def _call(action: Compensation) -> None:
-    result = action()
-    if inspect.isawaitable(result):
-        await result
-
-
-async def _to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await `coroutine` to its end even if the calling task is cancelled meanwhile; then let the cancellation pass."""
-    task = asyncio.ensure_future(coroutine)
-    cancelled: Optional[asyncio.CancelledError] = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            if task.cancelled():
-                raise
-            cancelled = exc
-        except Exception:  # noqa: BLE001 - the task's own error: raised below
-            break
-    if cancelled is not None:
-        raise cancelled from (None if task.cancelled() else task.exception())
-    return task.result()

@@ -43,7 +43,6 @@ _MAX_INTEGER = 2**63 - 1
 _MIN_INTEGER = -(2**63)
 _ESCAPE = "\ue000"
 _ESCAPE_BYTES = _ESCAPE.encode()
-_SCALARS = (str, int, float)
 
 
 class JsonText(str):
@@ -103,24 +102,16 @@ def check_json(value: Any, where: str) -> None:
     Raises:
         InvalidValueError: names the path of the first part that breaks it.
     """
+    kind = type(value)
+    if kind is not dict and kind is not list:
+        _check_scalar(value, kind, where)
+        return
     stack = [(value, where, 1)]
     while stack:
         item, path, depth = stack.pop()
-        kind = type(item)
-        if kind is str:
-            if not item.isascii():
-                _utf8(item, path)
-        elif item is None or kind is bool:
-            continue
-        elif kind is int:
-            if not _MIN_INTEGER <= item <= _MAX_INTEGER:
-                raise InvalidValueError(f"{path} is an integer outside 64 signed bits; store it as text")
-        elif kind is float:
-            if not math.isfinite(item):
-                raise InvalidValueError(f"{path} is not a finite number, which JSON cannot say")
-        elif depth > MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise InvalidValueError(f"{where} is nested deeper than {MAX_DEPTH} levels")
-        elif kind is dict:
+        if type(item) is dict:
             for key, child in item.items():
                 if type(key) is not str:
                     raise InvalidValueError(
@@ -128,14 +119,41 @@ def check_json(value: Any, where: str) -> None:
                     )
                 if not key.isascii():
                     _utf8(key, f"a key of {path}")
-                stack.append((child, f"{path}.{key}" if len(path) < 200 else path, depth + 1))
-        elif kind is list:
-            child_path = f"{path}[]" if len(path) < 200 else path
-            stack.extend([(child, child_path, depth + 1) for child in item])
+                kind = type(child)
+                # the commonest children are looked at here: a path is made for what may be refused only
+                if (kind is str and child.isascii()) or kind is bool or child is None:
+                    continue
+                below = f"{path}.{key}" if len(path) < 200 else path
+                if kind is dict or kind is list:
+                    stack.append((child, below, depth + 1))
+                else:
+                    _check_scalar(child, kind, below)
         else:
-            raise InvalidValueError(
-                f"{path} is of type {kind.__name__}; a value is None, bool, int, float, str, list or dict, exactly"
-            )
+            below = f"{path}[]" if len(path) < 200 else path
+            for child in item:
+                kind = type(child)
+                if kind is dict or kind is list:
+                    stack.append((child, below, depth + 1))
+                elif kind is not str or not child.isascii():
+                    _check_scalar(child, kind, below)
+
+
+def _check_scalar(item: Any, kind: type, path: str) -> None:
+    if kind is str:
+        if not item.isascii():
+            _utf8(item, path)
+    elif item is None or kind is bool:
+        return
+    elif kind is int:
+        if not _MIN_INTEGER <= item <= _MAX_INTEGER:
+            raise InvalidValueError(f"{path} is an integer outside 64 signed bits; store it as text")
+    elif kind is float:
+        if not math.isfinite(item):
+            raise InvalidValueError(f"{path} is not a finite number, which JSON cannot say")
+    else:
+        raise InvalidValueError(
+            f"{path} is of type {kind.__name__}; a value is None, bool, int, float, str, list or dict, exactly"
+        )
 
 
 def encode_json(value: Any, where: str, *, max_bytes: int = MAX_JSON_BYTES) -> JsonText:

@@ -166,6 +166,7 @@ async def test_a_fresh_database_is_healthy(storage: Any, backend: str) -> None:
         "sql",
         "conversation_store",
         "kv_store",
+        "outbox",
         "task_store",
         "vector_store",
     }

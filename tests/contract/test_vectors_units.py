@@ -102,14 +102,20 @@ async def test_a_unit_undone_after_a_search_leaves_no_trace_in_the_matrix(filled
     assert (await _state(filled))[1] == ["before", "kept0", "kept1", "kept2"]
 
 
-async def test_stores_outside_of_the_database_cannot_join(storage: Any, backend: str) -> None:
+async def test_stores_outside_of_the_database_take_part_by_staging(storage: Any) -> None:
     storage.add_vector_store("in_memory", default=True)
-    assert storage.vectors.name == "in_memory"
+    await storage.conversations.create_conversation(conversation_id="c")
+    await storage.vectors.create_collection("docs", 2)
+    with pytest.raises(LookupError):
+        async with storage.unit_of_work() as undone:
+            await _message(undone, "undone")
+            await undone.vectors.upsert("docs", [VectorDocument("undone", [1.0, 0.0])])
+            raise LookupError
     async with storage.unit_of_work() as uow:
-        with pytest.raises(NotConfiguredError, match=r"in_memory .* outbox"):
-            _ = uow.vectors
-        await uow.kv.set("n", "k", 1)
-    assert await storage.kv.get("n", "k") == 1, "the refusal does the unit no harm"
+        await _message(uow, "kept")
+        await uow.vectors.upsert("docs", [VectorDocument("kept", [1.0, 0.0])])
+    await uow.applied(10)
+    assert await _state(storage) == (["kept"], ["kept"])
 
 
 async def test_a_store_of_another_database_cannot_join(filled: Any, tmp_path: Path) -> None:

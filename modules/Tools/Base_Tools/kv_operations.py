@@ -46,11 +46,15 @@ _ATTEMPTS = 20
 _ROWS_PER_STATEMENT = 1000
 
 
+def _one_namespace(tenants: Sequence[str], spaces: Sequence[str]) -> bool:
+    return tenants.count(tenants[0]) == len(tenants) and spaces.count(spaces[0]) == len(spaces)
+
+
 async def _get_batch(tx: Transaction, calls: Sequence[Tuple[Any, ...]]) -> Sequence[Optional[Row]]:
     tenants, spaces, names = zip(*calls)
     arrays = tx.dialect == "postgresql"
     first = 1 if arrays else 0
-    if tenants.count(tenants[0]) == len(calls) and spaces.count(spaces[0]) == len(calls):
+    if _one_namespace(tenants, spaces):
         wanted: Any = names if arrays else orjson.dumps(names).decode()
         rows = await tx.all(sql.GET_BATCH_OF_ONE, tenant=tenants[0], space=spaces[0], names=wanted)
     elif arrays:
@@ -124,7 +128,10 @@ def _one_entry(tenant_id: str, namespace: str, key: str, *_: Any) -> Tuple[str, 
 
 
 async def _set_batch(tx: Transaction, calls: Sequence[Tuple[Any, ...]]) -> Sequence[Any]:
-    """Write many entries as one statement (PostgreSQL)."""
+    """Write many entries of different keys together, and return their versions."""
+    if tx.dialect == "sqlite":
+        await tx.run_many(sql.SET_QUIETLY, [_entry_parameters(*call) for call in calls])
+        return await _versions(tx, *zip(*[call[:3] for call in calls]))
     rows = sorted(calls)
     tenants, spaces, names, values, ttls = zip(*rows)
     texts, datas, sizes = zip(*values)
@@ -140,6 +147,19 @@ async def _set_batch(tx: Transaction, calls: Sequence[Tuple[Any, ...]]) -> Seque
     )
     versions = {(tenant, space, name): version for tenant, space, name, version in written}
     return [versions[call[:3]] for call in calls]
+
+
+async def _versions(
+    tx: Transaction, tenants: Sequence[str], spaces: Sequence[str], names: Sequence[str]
+) -> Sequence[int]:
+    """Return the versions of entries that were just written, expired or not (SQLite)."""
+    if _one_namespace(tenants, spaces):
+        rows = await tx.all(
+            sql.VERSIONS_OF_ONE, tenant=tenants[0], space=spaces[0], names=orjson.dumps(names).decode()
+        )
+    else:
+        rows = await tx.all(sql.VERSIONS, wanted=orjson.dumps(list(zip(tenants, spaces, names))).decode())
+    return [version for _, version in rows]
 
 
 def _entry_parameters(

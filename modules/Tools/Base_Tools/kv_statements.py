@@ -68,6 +68,8 @@ __all__ = [
     "SET_VERSION",
     "TOUCH",
     "TTL",
+    "VERSIONS",
+    "VERSIONS_OF_ONE",
     "after_now",
     "holds_integer",
 ]
@@ -332,6 +334,26 @@ def _set_batch() -> Any:
 #: Many entries in one statement; the caller sorts them by key, so that two such statements lock rows in one order.
 SET_BATCH = Statement(postgresql=_set_batch().returning(_C.tenant_id, _C.namespace, _C.key, _C.version))
 SET_BATCH_QUIETLY = Statement(postgresql=_set_batch())
+
+#: What many writes made of their entries, in the order in which these are asked for (SQLite: `run_many` gives no rows).
+VERSIONS = Statement(
+    sqlite=text(
+        "SELECT w.key, e.version FROM json_each(:wanted) AS w CROSS JOIN atlas_kv_entries AS e"
+        " WHERE e.tenant_id = json_extract(w.value, '$[0]') AND e.namespace = json_extract(w.value, '$[1]')"
+        " AND e.key = json_extract(w.value, '$[2]')"
+    )
+    .bindparams(bindparam("wanted", type_=Text))
+    .columns(position=Integer, version=BigInteger)
+)
+#: The same for keys of one namespace.
+VERSIONS_OF_ONE = Statement(
+    sqlite=text(
+        "SELECT w.key, e.version FROM json_each(:names) AS w CROSS JOIN atlas_kv_entries AS e"
+        " WHERE e.tenant_id = :tenant AND e.namespace = :space AND e.key = w.value"
+    )
+    .bindparams(bindparam("names", type_=Text), _TENANT, _SPACE)
+    .columns(position=Integer, version=BigInteger)
+)
 
 SET_VERSION = Statement(
     update(_E)

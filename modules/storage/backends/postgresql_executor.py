@@ -107,6 +107,11 @@ class PostgresExecutor:
         """Whether `open` succeeded and `close` was not called since."""
         return self._is_open
 
+    @property
+    def budget(self) -> ConnectionBudget:
+        """How many connections this process may hold, pools and listening connections together."""
+        return self._budget
+
     async def open(self) -> None:
         """Connect once, find out what is in front, and check the connection budget against the server's limit.
 

@@ -5,17 +5,30 @@ hands its outcome back with all others of the same batch in one wake-up of the l
 loop: a call that has not started is dropped; one that has started is interrupted, and the caller gets
 `DeadlineExceededError` either way. A cancelled caller's call is dropped if it has not started; a started one is
 finished and its result discarded.
+
+A `Lane` is what one event loop keeps of a database: the watch over the deadlines of its calls, and whether they come in
+crowds. After a batch of several, their callers come back in one turn of the loop and call again; a thread that sleeps
+then is woken at the end of that turn, so that it finds all of them and not the first alone. (Running a batch while the
+loop is still making calls is slow on both sides: each statement gives the GIL away and has to get it back.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+import time
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
+from typing_extensions import Protocol
+
+from modules.storage.backends.deadline_watch import DeadlineWatch
 from modules.store_common.errors import DeadlineExceededError
 
-__all__ = ["Call", "CallState", "Outcome", "deliver"]
+__all__ = ["Call", "CallState", "Lane", "Outcome", "Runner", "deliver"]
+
+# How often a call that passed its deadline is stopped again, in seconds: an interrupt that comes between two statements
+# stops neither of them.
+_STOP_AGAIN_S = 0.05
 
 
 class CallState(enum.Enum):
@@ -26,6 +39,54 @@ class CallState(enum.Enum):
     DROPPED = "dropped"
 
 
+class Runner(Protocol):
+    """A database thread, as its callers' loops see it."""
+
+    def interrupt(self, call: Call) -> bool:
+        """Stop `call` if it is under way; False: it is not."""
+        ...
+
+    def wake(self) -> None:
+        """Wake the thread if it sleeps."""
+        ...
+
+
+class Lane:
+    """One event loop's calls to one database. Used on that loop, but for `loop`."""
+
+    __slots__ = ("_crowded", "_waking", "loop", "watch")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.watch = DeadlineWatch(loop)
+        self._crowded = False
+        self._waking: Set[Runner] = set()
+
+    def wake(self, thread: Runner) -> None:
+        """Wake a sleeping thread: now, or at the end of this turn if others are about to call as well."""
+        if not self._crowded:
+            thread.wake()
+        elif thread not in self._waking:
+            self._waking.add(thread)
+            self.loop.call_soon(self._wake_now, thread)
+
+    def _wake_now(self, thread: Runner) -> None:
+        self._waking.discard(thread)
+        thread.wake()
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Give outcomes to those who wait for them."""
+        self._crowded = len(outcomes) > 1
+        for call, result, error in outcomes:
+            future = call.future
+            if future.done():
+                self.watch.discard(call)
+            elif error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+
 class Call:
     """One piece of work for a database thread.
 
@@ -33,18 +94,18 @@ class Call:
         work: What the thread runs; its meaning is the thread's (an operation, or a function of the connection).
         args: Its positional arguments.
         kwargs: Its keyword arguments.
+        deadline: Monotonic time in seconds.
     """
 
-    __slots__ = ("_timer", "args", "future", "kwargs", "loop", "state", "work")
+    __slots__ = ("_thread", "args", "deadline", "future", "kwargs", "lane", "state", "work")
 
-    def __init__(self, work: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+    def __init__(self, lane: Lane, work: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
         self.work = work
         self.args = args
         self.kwargs = kwargs
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.lane = lane
+        self.future: asyncio.Future[Any] = lane.loop.create_future()
         self.state = CallState.QUEUED
-        self._timer: Optional[asyncio.TimerHandle] = None
 
     def claim(self) -> bool:
         """Start the call, on the database thread. False: its caller has gone, leave it."""
@@ -53,35 +114,50 @@ class Call:
         self.state = CallState.STARTED
         return True
 
-    async def result(self, deadline: float, interrupt: Callable[[Call], None]) -> Any:
+    async def result(self, deadline: float, thread: Optional[Runner]) -> Any:
         """Wait for the outcome, on the loop.
 
         Args:
             deadline: Monotonic time in seconds.
-            interrupt: Called with this call when it has to stop.
+            thread: Who is told when the call has to stop; None: nobody, it ends by itself.
         """
-        self._timer = self.loop.call_later(max(0.0, deadline - self.loop.time()), self._expire, interrupt)
+        self.deadline = deadline
+        self._thread = thread
+        watch = self.lane.watch
+        watch.watch(self)
         try:
-            return await self.future
+            result = await self.future
         except asyncio.CancelledError:
             if self.state is CallState.QUEUED:
                 self.state = CallState.DROPPED
+            elif self.future.cancelled():
+                # the thread works on for a caller who has gone, until the deadline at most
+                raise
+            watch.discard(self)
             raise
-        finally:
-            self._timer.cancel()
+        except Exception:
+            if self.deadline == deadline:
+                watch.discard(self)
+            # else it has passed, and the call is being stopped
+            raise
+        watch.discard(self)
+        return result
 
-    def _expire(self, interrupt: Callable[[Call], None]) -> None:
-        if self.future.done():
-            return
+    def expire(self) -> Optional[float]:
+        """Tell the caller that the deadline has passed, and stop the call; again and again while it is under way."""
+        if not self.future.done():
+            self.future.set_exception(
+                DeadlineExceededError(f"the SQLite call did not end within its deadline: {self._give_up()}")
+            )
+        if self.state is CallState.STARTED and self._thread is not None and self._thread.interrupt(self):
+            return time.monotonic() + _STOP_AGAIN_S
+        return None
+
+    def _give_up(self) -> str:
         if self.state is CallState.QUEUED:
             self.state = CallState.DROPPED
-            what = "it was still waiting for its turn and was not started"
-        else:
-            interrupt(self)
-            what = "it had started; whether it was applied is not known"
-        self.future.set_exception(
-            DeadlineExceededError(f"the SQLite call did not end within its deadline: {what}")
-        )
+            return "it was still waiting for its turn and was not started"
+        return "it had started; whether it was applied is not known"
 
 
 #: A call, its result and its exception (None: it succeeded).
@@ -90,23 +166,12 @@ Outcome = Tuple[Call, Any, Optional[BaseException]]
 
 def deliver(outcomes: Sequence[Outcome]) -> None:
     """Hand outcomes to their callers, from a database thread, with one wake-up for each loop."""
-    by_loop: Dict[asyncio.AbstractEventLoop, List[Outcome]] = {}
+    by_lane: Dict[Lane, List[Outcome]] = {}
     for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
-    for loop, theirs in by_loop.items():
+        by_lane.setdefault(outcome[0].lane, []).append(outcome)
+    for lane, theirs in by_lane.items():
         try:
-            loop.call_soon_threadsafe(_settle, theirs)
+            lane.loop.call_soon_threadsafe(lane.settle, theirs)
         except RuntimeError:
             # the loop was closed while its call was under way: nobody is left to tell
             continue
-
-
-def _settle(outcomes: Sequence[Outcome]) -> None:
-    for call, result, error in outcomes:
-        future = call.future
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)

@@ -11,7 +11,7 @@ from typing import Callable, Dict, Optional
 
 from modules.store_common import errors
 
-__all__ = ["translate"]
+__all__ = ["interrupted", "translate"]
 
 # Primary result codes, https://www.sqlite.org/rescode.html
 _PERM, _BUSY, _LOCKED, _READONLY, _INTERRUPT, _IOERR, _CORRUPT = 3, 5, 6, 8, 9, 10, 11
@@ -51,6 +51,11 @@ def _constraint(exc: sqlite3.Error) -> Optional[str]:
     return columns if found else None
 
 
+def interrupted() -> errors.StorageError:
+    """Return the exception of an operation that was stopped."""
+    return errors.DeadlineExceededError("the SQLite statement was stopped at the call's deadline")
+
+
 _SIMPLE: Dict[int, Callable[[], errors.StorageError]] = {
     _BUSY: lambda: errors.BusyError(
         "another process holds the SQLite database's write lock for longer than the busy timeout; try again, or end that process"
@@ -62,9 +67,7 @@ _SIMPLE: Dict[int, Callable[[], errors.StorageError]] = {
         "the SQLite database is read-only here; check the file's permissions"
     ),
     _PERM: lambda: errors.PermissionDeniedError("access to the SQLite database file was refused"),
-    _INTERRUPT: lambda: errors.DeadlineExceededError(
-        "the SQLite statement was stopped at the call's deadline"
-    ),
+    _INTERRUPT: interrupted,
     _IOERR: lambda: errors.StorageIOError(
         "the disk reported an error on the SQLite database; check the disk and the logs"
     ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 
 from typing_extensions import ParamSpec
 
-from modules.storage.backends.sqlite_calls import Call
+from modules.storage.backends.sqlite_calls import Call, Lane
 from modules.storage.backends.sqlite_connection import SQLiteOptions, open_connection
 from modules.storage.backends.sqlite_threads import DatabaseThread, ReaderThread, WriterThread, join
 from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
@@ -87,6 +87,7 @@ class SQLiteExecutor:
         self._command_timeout_s = command_timeout_s
         self._queue_size = queue_size
         self._threads: Optional[_Threads] = None
+        self._lanes: Dict[asyncio.AbstractEventLoop, Lane] = {}
         self._process = os.getpid()
         self._lock = threading.Lock()
         # tasks that hold the writer's turn: what they do outside of it would wait for themselves
@@ -132,11 +133,12 @@ class SQLiteExecutor:
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `operation`; a write is durable when this returns."""
         thread = self._thread(operation.writes, operation.urgent)
-        call = Call(operation, args, kwargs)
+        lane = self._lane()
+        call = Call(lane, operation, args, kwargs)
         if self._turn_holders:
             self._refuse_self_wait(operation.writes)
-        thread.submit(call)
-        result: R = await call.result(deadline_after(self._command_timeout_s), thread.interrupt)
+        thread.submit(call, lane)
+        result: R = await call.result(deadline_after(self._command_timeout_s), thread)
         return result
 
     async def call_bare(
@@ -150,10 +152,11 @@ class SQLiteExecutor:
         """
         self._refuse_self_wait(writes=True)
         thread = self._thread(writes=True)
-        turn = BareTurn(function, thread)
-        thread.submit(turn)
+        lane = self._lane()
+        turn = BareTurn(function, thread, lane)
+        thread.submit(turn, lane)
         deadline = deadline_after(self._command_timeout_s if timeout_s is None else timeout_s)
-        result: T = await turn.call.result(deadline, thread.interrupt)
+        result: T = await turn.call.result(deadline, thread)
         return result
 
     def unit(self, deadline: float, owner: Any = None) -> SQLiteUnit:
@@ -177,7 +180,7 @@ class SQLiteExecutor:
     def turn(self, deadline: float) -> WriterTurn:
         """Return a new turn of the writer, not yet begun; `deadline` is monotonic time in seconds."""
         self._refuse_self_wait(writes=True)
-        return WriterTurn(self._thread(writes=True), deadline)
+        return WriterTurn(self._thread(writes=True), self._lane(), deadline)
 
     def holding(self, turn: WriterTurn, owner: Any = None) -> None:
         """Remember that `owner` (None: the current task) holds `turn`, until `released`."""
@@ -201,6 +204,16 @@ class SQLiteExecutor:
             "reader_batches": reader.batches,
             "reader_calls": reader.calls,
         }
+
+    def _lane(self) -> Lane:
+        return self._lanes.get(asyncio.get_running_loop()) or self._new_lane()
+
+    def _new_lane(self) -> Lane:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for closed in [other for other in self._lanes if other.is_closed()]:
+                del self._lanes[closed]
+            return self._lanes.setdefault(loop, Lane(loop))
 
     def _thread(self, writes: bool, urgent: bool = False) -> DatabaseThread:
         threads = self._threads

@@ -3,8 +3,8 @@
 The writer drains its queue, runs every waiting operation in one `BEGIN IMMEDIATE` transaction, commits once, and only
 then acknowledges. At synchronous=FULL that gave 12 times the throughput of a commit per operation (ACCESS_PATH item 1).
 When an operation fails half-way, the batch is rolled back and run again with a raw SAVEPOINT around each. The reader
-drains its queue as well and answers all waiting callers with one wake-up of the loop; waiting calls of an operation that
-has a `batch` form become one statement.
+drains its queue as well. Both answer all callers of a batch with one wake-up of the loop, and run waiting calls of an
+operation that has a `batch` form as one statement.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import logging
 import queue
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from collections import deque
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
-from modules.storage.backends.sqlite_calls import Call, Outcome, deliver
+from modules.storage.backends.sqlite_calls import Call, Lane, Outcome, deliver
 from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
 from modules.storage.backends.sqlite_errors import translate
+from modules.storage.backends.sqlite_grouping import grouped
 from modules.store_common.errors import NotInitializedError, OverloadedError
 
 if TYPE_CHECKING:
     from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
-    from modules.storage.operations import Operation
 
 __all__ = ["DatabaseThread", "ReaderThread", "WriterThread", "join"]
 
@@ -41,10 +42,15 @@ class DatabaseThread:
     def __init__(self, name: str, connect: Callable[[], sqlite3.Connection], queue_size: int) -> None:
         self._connect = connect
         self._connection: Optional[sqlite3.Connection] = None
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        # appended to by any loop, taken from by the thread alone; the bell wakes the thread when it sleeps
+        self._queue: Deque[_Item] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asleep = False
         self._queue_size = queue_size
         self._closing = False
-        self._current: Optional[Call] = None
+        self._ended = False
+        self._current: Sequence[Call] = ()
+        self._stopping = False
         self._current_lock = threading.Lock()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._opened: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()
@@ -63,17 +69,18 @@ class DatabaseThread:
         """Finish what is queued, close the connection and end the thread. Blocks; False when it did not end in time."""
         if not self._closing:
             self._closing = True
-            self._queue.put(None)
+            self._queue.append(None)
+            self._bell.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     @property
     def waiting(self) -> int:
         """How many calls are in the queue."""
-        return self._queue.qsize()
+        return len(self._queue)
 
-    def submit(self, call: _Item) -> None:
-        """Queue a call.
+    def submit(self, call: _Item, lane: Lane) -> None:
+        """Queue a call of the loop that `lane` is of.
 
         Raises:
             NotInitializedError: the database is closed.
@@ -81,17 +88,39 @@ class DatabaseThread:
         """
         if self._closing:
             raise NotInitializedError("the SQLite database", "it was shut down")
-        if self._queue.qsize() >= self._queue_size:
+        if len(self._queue) >= self._queue_size:
             raise OverloadedError(
                 f"{self._queue_size} calls are waiting for the SQLite {self._thread.name} already; slow down and try again"
             )
-        self._queue.put(call)
+        self._queue.append(call)
+        if self._asleep:
+            lane.wake(self)
+        elif self._ended:
+            # the thread ended since the look above; nobody else reads this queue any more
+            self._refuse_rest()
 
-    def interrupt(self, call: Call) -> None:
-        """Stop the statement under way if it is `call`'s. Called on the loop."""
+    def wake(self) -> None:
+        """Wake the thread if it sleeps."""
+        if self._asleep:
+            self._asleep = False
+            self._bell.put(None)
+
+    def interrupt(self, call: Call) -> bool:
+        """Stop the statement under way if it is `call`'s, and the ones after it; False when it is not. Called on the loop.
+
+        Calls that run together are stopped when nobody waits for any of them.
+        """
         with self._current_lock:
-            if self._current is call and self._connection is not None:
+            if call not in self._current:
+                return False
+            if self._connection is not None and all(other.future.done() for other in self._current):
+                self._stopping = True
                 self._connection.interrupt()
+            return True
+
+    def is_stopping(self) -> bool:
+        """Whether what is under way was interrupted, on the thread: it may have been between two statements."""
+        return self._stopping
 
     def _main(self) -> None:
         try:
@@ -108,7 +137,7 @@ class DatabaseThread:
                 "storage.sqlite.thread_died", extra={"backend": "sqlite", "detail": self._thread.name}
             )
         finally:
-            self._closing = True
+            self._closing = self._ended = True
             self._refuse_rest()
             self._connection.close()
 
@@ -123,58 +152,80 @@ class DatabaseThread:
             if special is not None:
                 special.serve(connection)
 
+    def _sleep(self) -> None:
+        """Wait until there is something in the queue."""
+        while not self._queue:
+            self._asleep = True
+            # what came before the others could see that this thread sleeps has rung no bell
+            if not self._queue:
+                self._bell.get()
+            self._asleep = False
+
     def _drain(self) -> Tuple[List[Call], Optional[_Special], bool]:
         """Wait for work and return what waits: calls, then perhaps a turn that comes after them, and whether to end."""
         calls: List[Call] = []
-        item = self._queue.get()
-        while True:
+        self._sleep()
+        take = self._queue.popleft
+        while self._queue and len(calls) < _MAX_BATCH:
+            item = take()
             if item is None:
                 return calls, None, True
             if not isinstance(item, Call):
                 return calls, item, False
             if item.claim():
                 calls.append(item)
-            if len(calls) >= _MAX_BATCH:
-                return calls, None, False
-            if self._queue.empty():
-                return calls, None, False
-            # this thread alone takes from the queue: what is there now stays there
-            item = self._queue.get()
+        return calls, None, False
 
     def _refuse_rest(self) -> None:
         closed = NotInitializedError("the SQLite database", "it was shut down")
         while True:
             try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
+                item = self._queue.popleft()
+            except IndexError:
                 return
             if isinstance(item, Call):
                 deliver([(item, None, closed)])
             elif item is not None:
                 item.refuse(closed)
 
-    def _set_current(self, call: Optional[Call]) -> None:
+    def set_current(self, *calls: Call) -> None:
+        """Say which calls are under way, so that they alone can be interrupted; none: nothing is."""
         with self._current_lock:
-            self._current = call
+            self._current = calls
+            self._stopping = False
 
     def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
         raise NotImplementedError
 
     def _attempt(self, tx: SQLiteTransaction, call: Call) -> Outcome:
-        self._set_current(call)
+        self.set_current(call)
         try:
             return call, drive(call.work.function(tx, *call.args, **call.kwargs)), None
         except Exception as exc:  # noqa: BLE001 - raised to the caller who waits; it must not end the thread
             return call, None, exc
         finally:
-            self._set_current(None)
+            self.set_current()
+
+    def _attempt_together(self, tx: SQLiteTransaction, calls: Sequence[Call]) -> List[Outcome]:
+        """Run calls of one operation by its `batch` form; nothing is returned when that failed as a whole."""
+        self.set_current(*calls)
+        try:
+            results = drive(_as_coroutine(calls[0].work.batch(tx, [call.args for call in calls])))
+        except Exception:  # noqa: BLE001 - one of them is at fault: each again by itself gets its own error
+            return []
+        finally:
+            self.set_current()
+        return [
+            (call, None, result) if isinstance(result, BaseException) else (call, result, None)
+            for call, result in zip(calls, results)
+        ]
 
 
 class WriterThread(DatabaseThread):
     """The only thread that writes. Also runs reads of an in-memory database, which has one connection."""
 
     def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
-        tx = SQLiteTransaction(connection)
+        tx = SQLiteTransaction(connection, self.is_stopping)
         if len(calls) == 1:
             return [self._run_alone(connection, tx, calls[0])]
         return self._run_plainly(connection, tx, calls) or self._run_guarded(connection, tx, calls)
@@ -182,25 +233,28 @@ class WriterThread(DatabaseThread):
     def _run_plainly(
         self, connection: sqlite3.Connection, tx: SQLiteTransaction, calls: Sequence[Call]
     ) -> Optional[List[Outcome]]:
-        """Run a batch without savepoints: each makes FTS5 write out what it holds, 14 of the 90 us of an append.
+        """Run a batch without savepoints, calls of one operation together where it has a form for that.
 
         Returns:
-            None, with nothing applied, when a call failed after it had changed something: only savepoints can undo its
+            None, with nothing applied, when calls failed after they had changed something: only savepoints can undo their
             part alone. A call that failed before it changed anything (the usual refusal) needs none.
         """
         outcomes: List[Outcome] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for call in calls:
+            for group in grouped(calls):
                 changes = connection.total_changes
-                outcome = self._attempt(tx, call)
-                outcomes.append(outcome)
+                done = self._attempt_together(tx, group) if len(group) > 1 else [self._attempt(tx, group[0])]
+                culprit = done[0] if len(done) == 1 and done[0][2] is not None else None
                 if not connection.in_transaction:
-                    return self._run_again(connection, tx, calls, outcome)
-                if outcome[2] is not None and connection.total_changes != changes:
+                    # SQLite rolled the whole transaction back (disk full, I/O error, interrupt)
+                    return self._run_again(connection, tx, calls, culprit)
+                if not done or (culprit is not None and connection.total_changes != changes):
                     connection.execute("ROLLBACK")
                     # one whose caller has gone is not run again: it may be the one that took too long
-                    return self._run_again(connection, tx, calls, outcome) if call.future.done() else None
+                    gone = culprit is not None and culprit[0].future.done()
+                    return self._run_again(connection, tx, calls, culprit) if gone else None
+                outcomes += done
             connection.execute("COMMIT")
         except sqlite3.Error as exc:
             return self._fail(connection, calls, outcomes, exc)
@@ -242,14 +296,26 @@ class WriterThread(DatabaseThread):
             return self._fail(connection, [call], [], exc)[0]
 
     def _run_again(
-        self, connection: sqlite3.Connection, tx: SQLiteTransaction, calls: Sequence[Call], culprit: Outcome
+        self,
+        connection: sqlite3.Connection,
+        tx: SQLiteTransaction,
+        calls: Sequence[Call],
+        culprit: Optional[Outcome],
     ) -> List[Outcome]:
-        error = culprit[2]
+        """Run calls whose common transaction is lost, each by itself, but for the culprit and those nobody waits for."""
+        error = None if culprit is None else culprit[2]
         logger.warning(
             "storage.sqlite.batch_lost",
             extra={"backend": "sqlite", "count": len(calls), "error_type": type(error).__name__},
         )
-        return [culprit if call is culprit[0] else self._run_alone(connection, tx, call) for call in calls]
+        outcomes: List[Outcome] = [] if culprit is None else [culprit]
+        for call in calls:
+            if culprit is not None and call is culprit[0]:
+                continue
+            outcomes.append(
+                (call, None, None) if call.future.done() else self._run_alone(connection, tx, call)
+            )
+        return outcomes
 
     def _fail(
         self,
@@ -279,21 +345,11 @@ class ReaderThread(DatabaseThread):
     """Serves operations that change nothing, outside a transaction unless they ask for a snapshot."""
 
     def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
-        tx = SQLiteTransaction(connection)
-        if len(calls) == 1:
-            return [self._read(connection, tx, calls[0])]
+        tx = SQLiteTransaction(connection, self.is_stopping)
         outcomes: List[Outcome] = []
-        together: Dict[Operation[Any, Any], List[Call]] = {}
-        for call in calls:
-            if call.work.batch is not None and not call.kwargs:
-                together.setdefault(call.work, []).append(call)
-            else:
-                outcomes.append(self._read(connection, tx, call))
-        for operation, waiting in together.items():
-            if len(waiting) == 1:
-                outcomes.append(self._read(connection, tx, waiting[0]))
-            else:
-                outcomes.extend(self._read_together(connection, tx, operation, waiting))
+        for group in grouped(calls):
+            done = self._attempt_together(tx, group) if len(group) > 1 else []
+            outcomes += done or [self._read(connection, tx, call) for call in group]
         return outcomes
 
     def _read(self, connection: sqlite3.Connection, tx: SQLiteTransaction, call: Call) -> Outcome:
@@ -311,23 +367,6 @@ class ReaderThread(DatabaseThread):
             error = translate(exc)
             error.__cause__ = exc
             return call, None, error
-
-    def _read_together(
-        self,
-        connection: sqlite3.Connection,
-        tx: SQLiteTransaction,
-        operation: Operation[Any, Any],
-        calls: Sequence[Call],
-    ) -> List[Outcome]:
-        batch: Any = operation.batch
-        try:
-            results = drive(_as_coroutine(batch(tx, [call.args for call in calls])))
-        except Exception:  # noqa: BLE001 - one of them is at fault: each again by itself gets its own error
-            return [self._read(connection, tx, call) for call in calls]
-        return [
-            (call, None, result) if isinstance(result, BaseException) else (call, result, None)
-            for call, result in zip(calls, results)
-        ]
 
 
 async def _as_coroutine(awaitable: Any) -> Any:

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, Callable, Coroutine, Optional, TypeVar
 
-from modules.storage.backends.sqlite_calls import Call, Outcome, deliver
+from modules.storage.backends.sqlite_calls import Call, Lane, Outcome, deliver
 from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
 from modules.storage.backends.sqlite_errors import translate
 from modules.store_common.errors import DeadlineExceededError, StatementError, StorageError
@@ -36,11 +36,13 @@ class WriterTurn:
 
     Args:
         writer: The database's writer thread.
+        lane: Of the loop that uses the turn.
         deadline: Monotonic time in seconds at which the writer rolls back by itself.
     """
 
-    def __init__(self, writer: DatabaseThread, deadline: float) -> None:
+    def __init__(self, writer: DatabaseThread, lane: Lane, deadline: float) -> None:
         self._writer = writer
+        self._lane = lane
         self._deadline = deadline
         self._queue: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._begin: Optional[Call] = None
@@ -64,10 +66,10 @@ class WriterTurn:
             DeadlineExceededError: the turn did not come up before the deadline.
             BusyError: another process holds the database's lock.
         """
-        self._begin = Call(None, (), {})
-        self._writer.submit(self)
+        self._begin = Call(self._lane, None, (), {})
+        self._writer.submit(self, self._lane)
         try:
-            await self._begin.result(self._deadline, lambda call: None)
+            await self._begin.result(self._deadline, None)
         except asyncio.CancelledError:
             # the turn may have come up at this very moment: let the writer go on
             self._give_up()
@@ -75,14 +77,15 @@ class WriterTurn:
 
     async def run(self, function: Callable[[SQLiteTransaction], Coroutine[Any, Any, T]]) -> T:
         """Run an operation in the transaction, undone by itself if it fails."""
-        result: T = await self.call(lambda connection: _in_savepoint(connection, function))
+        stopping = self._writer.is_stopping
+        result: T = await self.call(lambda connection: _in_savepoint(connection, function, stopping))
         return result
 
     async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function(connection)` on the writer thread, in the transaction."""
-        call = Call(function, (), {})
+        call = Call(self._lane, function, (), {})
         self._put(call)
-        result: T = await call.result(self._deadline, self._writer.interrupt)
+        result: T = await call.result(self._deadline, self._writer)
         return result
 
     async def commit(self) -> None:
@@ -95,9 +98,9 @@ class WriterTurn:
             await self._finish("ROLLBACK")
 
     async def _finish(self, verb: str) -> None:
-        call = Call(verb, (), {})
+        call = Call(self._lane, verb, (), {})
         self._put(call)
-        await call.result(self._deadline + 1.0, lambda call: None)
+        await call.result(self._deadline + 1.0, None)
 
     def _put(self, call: Call) -> None:
         if self._ended is not None:
@@ -109,7 +112,7 @@ class WriterTurn:
 
     def _give_up(self) -> None:
         self._ended = DeadlineExceededError("the unit of work was cancelled")
-        self._queue.put(Call("ROLLBACK", (), {}))
+        self._queue.put(Call(self._lane, "ROLLBACK", (), {}))
 
     # --- on the writer thread -----------------------------------------------------------------------------------
 
@@ -173,13 +176,13 @@ class WriterTurn:
                 return
 
     def _attempt(self, connection: sqlite3.Connection, call: Call) -> Outcome:
-        self._writer._set_current(call)
+        self._writer.set_current(call)
         try:
             return call, call.work(connection), None
         except Exception as exc:  # noqa: BLE001 - raised to the caller who waits
             return call, None, exc
         finally:
-            self._writer._set_current(None)
+            self._writer.set_current()
 
     def _end(self, connection: sqlite3.Connection, call: Call) -> None:
         call.claim()
@@ -209,8 +212,10 @@ class WriterTurn:
 class BareTurn:
     """The writer's connection outside a transaction, for one function: VACUUM and checkpoints cannot run inside one."""
 
-    def __init__(self, function: Callable[[sqlite3.Connection], Any], writer: DatabaseThread) -> None:
-        self.call = Call(function, (), {})
+    def __init__(
+        self, function: Callable[[sqlite3.Connection], Any], writer: DatabaseThread, lane: Lane
+    ) -> None:
+        self.call = Call(lane, function, (), {})
         self._writer = writer
 
     def serve(self, connection: sqlite3.Connection) -> None:
@@ -219,7 +224,7 @@ class BareTurn:
             return
         result: Any = None
         error: Optional[Exception] = None
-        self._writer._set_current(self.call)
+        self._writer.set_current(self.call)
         try:
             result = self.call.work(connection)
         except (sqlite3.Error, OverflowError, ValueError) as exc:
@@ -228,7 +233,7 @@ class BareTurn:
         except Exception as exc:  # noqa: BLE001 - raised to the caller who waits; it must not end the thread
             error = exc
         finally:
-            self._writer._set_current(None)
+            self._writer.set_current()
         if connection.in_transaction:
             # everybody's next write would fail to begin its own
             connection.execute("ROLLBACK")
@@ -243,12 +248,14 @@ class BareTurn:
 
 
 def _in_savepoint(
-    connection: sqlite3.Connection, function: Callable[[SQLiteTransaction], Coroutine[Any, Any, T]]
+    connection: sqlite3.Connection,
+    function: Callable[[SQLiteTransaction], Coroutine[Any, Any, T]],
+    is_stopping: Callable[[], bool],
 ) -> T:
     try:
         connection.execute("SAVEPOINT operation")
         try:
-            result = drive(function(SQLiteTransaction(connection)))
+            result = drive(function(SQLiteTransaction(connection, is_stopping)))
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK TO operation")

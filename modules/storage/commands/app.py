@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from modules.storage.commands import conversations, data, demo, kv, schema, setup, status, vectors
+from modules.storage.commands import (
+    conversations,
+    data,
+    demo,
+    embed,
+    kv,
+    schema,
+    serve,
+    setup,
+    status,
+    tokens,
+    vectors,
+)
 from modules.storage.commands.invocation import group
 
 __all__ = ["app"]
@@ -18,5 +30,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, kv, vectors, demo):
+for room in (setup, schema, status, data, conversations, embed, kv, vectors, serve, tokens, demo):
     room.register(app)

@@ -30,6 +30,11 @@ class ProviderLifecycle(VectorEngine):
         self._specs: Dict[Tuple[str, str], CollectionSpec] = {}
         self._first_use: Optional[OpenOnce] = None
 
+    @property
+    def place(self) -> str:
+        """Which store this is, of those that the provider can open: two providers of one place see the same documents."""
+        return self.name
+
     @classmethod
     def from_context(cls, context: VectorContext) -> VectorProvider:
         """Make a provider for a storage manager, without I/O; see docs/vectors.md, "Write your own provider".
@@ -49,8 +54,8 @@ class ProviderLifecycle(VectorEngine):
             NotConfiguredError: this store keeps nothing in the SQL database.
         """
         raise NotConfiguredError(
-            f"the vector store {self.name} cannot take part in a unit of work: it is not in the SQL database, and staging "
-            "its writes comes with the outbox; call storage.vectors after the unit, or use vectors.backend sqlite or pgvector"
+            f"the vector store {self.name} cannot join this transaction: it is not in the SQL database; use uow.vectors of "
+            "storage.unit_of_work(), which stages its writes"
         )
 
     def open_on_use(self, enabled: bool = True) -> None:

@@ -396,7 +396,7 @@ def _tables() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("tenant_id", "conversation_id", "sequence", name=op.f("pk_atlas_messages")),
-        sa.UniqueConstraint("tenant_id", "conversation_id", "id", name="uq_atlas_messages_id"),
+        sa.UniqueConstraint("tenant_id", "id", "conversation_id", name="uq_atlas_messages_id"),
         sqlite_with_rowid=False,
     )
     op.create_index(

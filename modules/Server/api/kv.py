@@ -1,0 +1,171 @@
+"""Keys and values: get, put, delete, list, count up, compare and set by ETag."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Dict, Optional
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from modules.Server.api.parameters import (
+    Cursor,
+    IdempotencyKey,
+    IfMatch,
+    IfNoneMatch,
+    Limit,
+    errors,
+    expected_version,
+    not_modified,
+)
+from modules.Server.callers import Reader, Writer
+from modules.Server.models import EntryOut, Input, PageOf, ValueOut, VersionOut
+from modules.Server.once import Reply, once
+from modules.Server.problems import ApiError
+from modules.Server.replies import Json, etag
+from modules.Tools.Base_Tools.kv_store import KeyNotFoundError, KeyValueEntry
+
+__all__ = [
+    "Increment",
+    "Value",
+    "delete_key",
+    "get_key",
+    "increment_key",
+    "list_keys",
+    "list_namespaces",
+    "put_key",
+    "router",
+]
+
+router = APIRouter(prefix="/v1/kv", tags=["key-value"])
+_Namespace = Annotated[str, Path(description="Namespace; encode a slash as %2F.", examples=["settings"])]
+_Key = Annotated[str, Path(description="Key; encode a slash as %2F.", examples=["greeting"])]
+_Ttl = Annotated[
+    Optional[float],
+    Field(ge=0, le=3.2e9, description="Seconds to live; 0 for ever; unset: the configured default."),
+]
+
+
+class Value(Input):
+    """A value to store."""
+
+    value: Any = Field(examples=["hello"], description="Any JSON value.")
+    ttl_seconds: _Ttl = None
+
+
+class Increment(Input):
+    """What to add."""
+
+    amount: int = Field(1, ge=-(2**63), lt=2**63)
+    initial: int = Field(0, ge=-(2**63), lt=2**63, description="What to start from when there is no entry.")
+    ttl_seconds: _Ttl = None
+
+
+def _entry(entry: KeyValueEntry) -> Dict[str, Any]:
+    return entry.to_dict()
+
+
+@router.get("", response_model=PageOf[str])
+async def list_namespaces(caller: Reader, limit: Limit = 100, cursor: Cursor = None) -> Json:
+    """List the namespaces that hold keys."""
+    page = await caller.storage.kv.list_namespaces(limit=limit, cursor=cursor, tenant_id=caller.tenant_id)
+    return Json({"items": page.namespaces, "next_cursor": page.next_cursor})
+
+
+@router.get("/{namespace:segment}", response_model=PageOf[EntryOut])
+async def list_keys(
+    caller: Reader,
+    namespace: _Namespace,
+    prefix: Annotated[str, Query(description="Only keys that begin with this.")] = "",
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Json:
+    """List the entries of a namespace in the order of their keys."""
+    page = await caller.storage.kv.list(
+        namespace, prefix, limit=limit, cursor=cursor, tenant_id=caller.tenant_id
+    )
+    return Json({"items": [_entry(entry) for entry in page.entries], "next_cursor": page.next_cursor})
+
+
+@router.get("/{namespace:segment}/{key:segment}", response_model=EntryOut, responses=errors(304, 404))
+async def get_key(
+    caller: Reader, request: Request, namespace: _Namespace, key: _Key, if_none_match: IfNoneMatch = None
+) -> Response:
+    """Get a value with its version and times."""
+    found = await caller.storage.kv.get_entry(namespace, key, tenant_id=caller.tenant_id)
+    if found is None:
+        raise KeyNotFoundError(f"there is no key {key!r} in namespace {namespace!r}")
+    if not_modified(request, found.version):
+        return Response(status_code=304, headers=etag(found.version))
+    return Json(_entry(found), headers=etag(found.version))
+
+
+@router.put("/{namespace:segment}/{key:segment}", response_model=VersionOut, responses=errors(412, 507))
+async def put_key(
+    caller: Writer,
+    namespace: _Namespace,
+    key: _Key,
+    body: Value,
+    if_match: IfMatch = None,
+    if_none_match: Annotated[Optional[str], Header(description="`*`: only if there is no entry.")] = None,
+) -> Json:
+    """Store a value. With If-Match only over that version, with `If-None-Match: *` only where there is none."""
+    expected = expected_version(if_match)
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or expected is not None:
+            raise ApiError(422, "invalid_request", "If-None-Match must be * here, and without If-Match")
+        expected = 0
+    elif if_match is not None and expected is None:
+        raise ApiError(422, "invalid_request", "If-Match needs an ETag here")
+    version = await caller.storage.kv.set(
+        namespace,
+        key,
+        body.value,
+        ttl_seconds=body.ttl_seconds,
+        expected_version=expected,
+        tenant_id=caller.tenant_id,
+    )
+    return Json({"namespace": namespace, "key": key, "version": version}, headers=etag(version))
+
+
+@router.delete(
+    "/{namespace:segment}/{key:segment}",
+    status_code=204,
+    response_model=None,
+    responses=errors(404, 412),
+)
+async def delete_key(caller: Writer, namespace: _Namespace, key: _Key, if_match: IfMatch = None) -> Response:
+    """Remove a key."""
+    was_there = await caller.storage.kv.delete(
+        namespace, key, expected_version=expected_version(if_match), tenant_id=caller.tenant_id
+    )
+    if not was_there:
+        raise KeyNotFoundError(f"there is no key {key!r} in namespace {namespace!r}")
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{namespace:segment}/{key:segment}/increment", response_model=ValueOut, responses=errors(409, 507)
+)
+async def increment_key(
+    caller: Writer,
+    request: Request,
+    namespace: _Namespace,
+    key: _Key,
+    body: Increment,
+    idempotency_key: IdempotencyKey = None,
+) -> Json:
+    """Add to the integer under a key, atomically."""
+
+    async def effect(stores: Any) -> Reply:
+        value = await stores.kv.increment(
+            namespace,
+            key,
+            body.amount,
+            initial=body.initial,
+            ttl_seconds=body.ttl_seconds,
+            tenant_id=caller.tenant_id,
+        )
+        return Reply({"namespace": namespace, "key": key, "value": value})
+
+    return await once(request, caller, effect, body.model_dump())

@@ -1,0 +1,124 @@
+"""Charts as SVG text: sizes and classes only, colours are the stylesheet's, so that both themes and the policy are served."""
+
+from __future__ import annotations
+
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+
+from markupsafe import Markup, escape
+
+__all__ = ["Dot", "bar", "scatter", "sparkline"]
+
+
+class Dot(NamedTuple):
+    """A point of a map.
+
+    Attributes:
+        x: Any number.
+        y: Any number.
+        label: Shown when it is pointed at.
+        link: Where it leads.
+        kind: A class: "", "chosen" or "near".
+    """
+
+    x: float
+    y: float
+    label: str
+    link: str
+    kind: str = ""
+
+
+def sparkline(values: Sequence[Optional[float]], *, label: str, width: int = 160, height: int = 32) -> Markup:
+    """Return a line of `values`, oldest first; None leaves a gap.
+
+    Args:
+        values: Any numbers.
+        label: What it shows, for those who do not see it.
+        width: In pixels.
+        height: In pixels.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return Markup('<span class="muted small">collecting …</span>')
+    top = max(known) or 1.0
+    step = width / (len(values) - 1)
+    runs: List[List[str]] = [[]]
+    for index, value in enumerate(values):
+        if value is None:
+            runs.append([])
+            continue
+        runs[-1].append(f"{index * step:.1f},{height - 2 - (height - 6) * value / top:.1f}")
+    lines = [Markup('<polyline points="{}"/>').format(" ".join(run)) for run in runs if len(run) > 1]
+    area = _area(runs[0], height) if len(runs) == 1 else Markup("")
+    return Markup(
+        '<svg class="spark" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{label}">'
+        "<title>{label}</title>{area}{lines}</svg>"
+    ).format(w=width, h=height, label=label, area=area, lines=Markup("").join(lines))
+
+
+def _area(points: Sequence[str], height: int) -> Markup:
+    first, last = points[0].split(",")[0], points[-1].split(",")[0]
+    return Markup('<polygon points="{},{h} {} {},{h}"/>').format(first, " ".join(points), last, h=height)
+
+
+def bar(parts: Sequence[Tuple[str, float]], *, label: str, width: int = 320, height: int = 10) -> Markup:
+    """Return one bar of several parts, each with a class of its own name.
+
+    Args:
+        parts: Class and size of each.
+        label: What it shows.
+        width: In pixels.
+        height: In pixels.
+    """
+    total = sum(size for _, size in parts)
+    pieces, x = [], 0.0
+    for name, size in parts:
+        if not size or not total:
+            continue
+        wide = width * size / total
+        pieces.append(
+            Markup(
+                '<rect class="part-{}" x="{}" y="0" width="{}" height="{}"><title>{}: {:g}</title></rect>'
+            ).format(name, f"{x:.1f}", f"{wide:.1f}", height, name, size)
+        )
+        x += wide
+    return Markup(
+        '<svg class="bar" viewBox="0 0 {w} {h}" preserveAspectRatio="none" role="img" aria-label="{label}">{pieces}</svg>'
+    ).format(w=width, h=height, label=label, pieces=Markup("").join(pieces))
+
+
+def scatter(dots: Sequence[Dot], *, label: str, width: int = 720, height: int = 440) -> Markup:
+    """Return a map of points, each a link.
+
+    Args:
+        dots: At any scale.
+        label: What it shows.
+        width: In pixels.
+        height: In pixels.
+    """
+    if not dots:
+        return Markup("")
+    left, right = min(dot.x for dot in dots), max(dot.x for dot in dots)
+    low, high = min(dot.y for dot in dots), max(dot.y for dot in dots)
+    margin = 16
+
+    def place(value: float, least: float, most: float, size: int) -> str:
+        share = 0.5 if most == least else (value - least) / (most - least)
+        return f"{margin + share * (size - 2 * margin):.1f}"
+
+    order: Any = sorted(dots, key=lambda dot: bool(dot.kind))
+    points = [
+        Markup(
+            '<a href="{}"><circle class="dot {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle></a>'
+        ).format(
+            dot.link,
+            dot.kind,
+            place(dot.x, left, right, width),
+            place(-dot.y, -high, -low, height),
+            7 if dot.kind == "chosen" else 5,
+            escape(dot.label),
+        )
+        for dot in order
+    ]
+    return Markup(
+        '<svg class="map" viewBox="0 0 {w} {h}" role="group" aria-label="{label}">{points}</svg>'
+    ).format(w=width, h=height, label=label, points=Markup("").join(points))

@@ -1,0 +1,88 @@
+"""How everything is, at one look."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+from fastapi import APIRouter, Request
+
+from modules.Server.dashboard.rendering import page
+from modules.Server.dashboard.visitors import Visitor
+
+__all__ = ["overview", "router"]
+
+router = APIRouter()
+_RECENT = 6
+_NAMES = {
+    "sql": "SQL database",
+    "mongo": "MongoDB",
+    "conversation_store": "Conversations",
+    "kv_store": "Key-value store",
+    "vector_store": "Vectors",
+    "task_store": "Tasks",
+    "job_store": "Jobs",
+    "outbox": "Outbox",
+}
+
+
+@page(router, "/", "overview.html")
+async def overview(visitor: Visitor, request: Request) -> Dict[str, Any]:
+    """Load health, load and what was touched last."""
+    history = visitor.services.history
+    sample = await history.latest()
+    components = [
+        {
+            "name": _NAMES.get(name, name),
+            "status": component.status.value,
+            "latency_ms": component.latency_ms,
+            "message": component.message if visitor.may("monitor") else "",
+            "latencies": history.latencies(name),
+        }
+        for name, component in sample.health.components.items()
+    ]
+    recent = await visitor.storage.conversations.list_conversations(
+        limit=_RECENT, tenant_id=visitor.tenant_id
+    )
+    details = {} if sample.health.sql is None else dict(sample.health.sql.details)
+    return {
+        "overall": sample.health.overall.value,
+        "components": components,
+        "details": details if visitor.may("monitor") else {},
+        "pool": _pool(sample.pool) if visitor.may("monitor") else [],
+        "batch": _batch(sample.pool),
+        "rates": history.rates(),
+        "traffic": visitor.services.traffic,
+        "streams": visitor.services.feed.open_streams,
+        "recent": recent.items,
+    }
+
+
+def _pool(numbers: Dict[str, int]) -> List[Dict[str, Any]]:
+    """Return what of the pool is shown: connections on PostgreSQL, queues on SQLite."""
+    if "limit" in numbers:
+        used, limit = numbers.get("in_use", 0), numbers["limit"]
+        free = max(0, limit - used - numbers.get("idle", 0))
+        parts = [("used", used), ("idle", numbers.get("idle", 0)), ("free", free)]
+        return [
+            {
+                "label": "Connections in use",
+                "value": f"{used} of {limit}",
+                "note": f"{numbers.get('waiting', 0)} waiting",
+                "parts": parts,
+            }
+        ]
+    return [
+        {
+            "label": "Waiting to write",
+            "value": str(numbers.get("writer_waiting", 0)),
+            "note": "",
+            "parts": [],
+        },
+        {"label": "Waiting to read", "value": str(numbers.get("reader_waiting", 0)), "note": "", "parts": []},
+    ]
+
+
+def _batch(numbers: Dict[str, int]) -> float:
+    """Return how many writes share a commit on average; 0 where that is not known."""
+    batches = numbers.get("writer_batches", 0)
+    return round(numbers.get("writer_calls", 0) / batches, 1) if batches else 0.0

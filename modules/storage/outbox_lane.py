@@ -1,0 +1,356 @@
+"""One target's part of a relay: claims its dirty keys, applies them side by side, acknowledges.
+
+Each apply has a deadline of its own; one that takes long gives its place to the next, so that a hanging key holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+from modules.storage.operations import Executor
+from modules.storage.outbox_queue import (
+    MAX_ATTEMPTS,
+    OutboxEntry,
+    OutboxKey,
+    claim,
+    fail,
+    finish,
+    release,
+)
+from modules.storage.outbox_targets import Target
+from modules.storage.outbox_upkeep import due_in, renew
+from modules.store_common import failpoints
+from modules.store_common.backoff import full_jitter
+from modules.store_common.deadlines import within
+from modules.store_common.errors import StorageError
+from modules.store_common.ids import new_id
+
+__all__ = ["Counters", "Lane", "RelayOptions"]
+
+logger = logging.getLogger(__name__)
+
+# A claim is renewed this often (as a share of the lease) while its entries are being applied.
+_RENEW_SHARE = 0.33
+# Entries of one claim at most.
+_CLAIM_LIMIT = 128
+
+
+@dataclass(frozen=True)
+class RelayOptions:
+    """How a relay works.
+
+    Attributes:
+        poll_s: Seconds between two looks for what other processes staged.
+        apply_timeout_s: Deadline of one apply, in seconds.
+        max_attempts: Failures in a row after which a key is parked.
+        concurrency: Applies of one target at once, not counting slow ones.
+        max_in_flight: Applies of one target at once, slow ones and all.
+        slow_after_s: An apply gives its place to another after so many seconds.
+        lease_s: A relay that died loses its keys after so many seconds.
+        keep_done_s: Rows of keys that are clean are removed after so many seconds.
+        keep_keys_s: Keys of units are forgotten after so many seconds; 0 keeps them.
+    """
+
+    poll_s: float = 1.0
+    apply_timeout_s: float = 10.0
+    max_attempts: int = MAX_ATTEMPTS
+    concurrency: int = 64
+    max_in_flight: int = 512
+    slow_after_s: float = 0.25
+    lease_s: float = 3.0
+    keep_done_s: float = 3600.0
+    keep_keys_s: float = 30 * 86400.0
+
+
+class Counters:
+    """What relays and units of this process have done, by event and target; for metrics.
+
+    Events: staged (units that staged something), applied, failed, parked (attempts that were the last), lost (leases).
+    """
+
+    def __init__(self) -> None:
+        self.events: Counter[Tuple[str, str]] = Counter()
+
+    def add(self, event: str, target: str, count: int = 1) -> None:
+        """Count an event."""
+        self.events[event, target] += count
+
+    def total(self, event: str) -> int:
+        """Return the count of an event over all targets."""
+        return sum(count for (name, _), count in self.events.items() if name == event)
+
+
+class Lane:
+    """Lives on one event loop.
+
+    Args:
+        target: Where to.
+        executor: Of the SQL database.
+        options: How.
+        counters: What it did.
+        note_progress: Called when something was applied.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        executor: Executor,
+        options: RelayOptions,
+        counters: Counters,
+        note_progress: Callable[[], None],
+    ) -> None:
+        self._target = target
+        self._executor = executor
+        self._options = options
+        self._counters = counters
+        self._note_progress = note_progress
+        self._token = new_id()
+        self._news: Optional[asyncio.Event] = None
+        self._active = 0
+        self._flying: Dict[Tuple[int, OutboxKey], Tuple[OutboxEntry, float]] = {}
+        self._tasks: Set[asyncio.Task[None]] = set()
+        self._done: List[OutboxEntry] = []
+        self._failed: List[Tuple[OutboxEntry, str]] = []
+        self._troubles = 0
+        # the last claim took as many as it could: there may be more, and nobody need ask first
+        self._more = False
+
+    def wake(self) -> None:
+        """Look again."""
+        if self._news is not None:
+            self._news.set()
+
+    async def run(self) -> None:
+        """Claim, apply, acknowledge; for ever."""
+        news = self._news = asyncio.Event()
+        renewing = asyncio.create_task(self._renew_for_ever())
+        try:
+            while True:
+                news.clear()
+                try:
+                    pause_s = await self._round()
+                    self._troubles = 0
+                except StorageError as exc:
+                    pause_s = self._trouble(exc)
+                if pause_s > 0:
+                    await _wait(news, pause_s)
+        finally:
+            renewing.cancel()
+            await self._end()
+
+    async def _round(self) -> float:
+        """Acknowledge what is finished and start what is due; returns how long to wait for news, in seconds."""
+        await self._acknowledge()
+        options = self._options
+        free = min(
+            options.concurrency - self._active, options.max_in_flight - len(self._flying), _CLAIM_LIMIT
+        )
+        if free <= 0:
+            return options.poll_s
+        if not self._more:
+            due_s = await self._executor.run(due_in, self._target.name)
+            if due_s is None or due_s > 0:
+                return options.poll_s if due_s is None else min(due_s, options.poll_s)
+        if failpoints.armed:
+            await failpoints.meet("relay.before_claim")
+        entries = await self._executor.run(claim, self._target.name, self._token, free, options.lease_s)
+        if failpoints.armed and entries:
+            await failpoints.meet("relay.claimed")
+        self._start(entries)
+        self._more = len(entries) == free
+        # none: another relay was faster, or a unit that is not yet committed holds the row
+        return 0.0 if entries else min(0.05, options.poll_s)
+
+    def _trouble(self, exc: StorageError) -> float:
+        self._troubles += 1
+        logger.warning(
+            "storage.outbox.relay_failed",
+            extra={"store": self._target.name, "error_type": type(exc).__name__, "attempt": self._troubles},
+        )
+        return full_jitter(self._troubles, base_s=0.1, cap_s=5.0) + 0.01
+
+    def _start(self, entries: Sequence[OutboxEntry]) -> None:
+        now = time.monotonic()
+        for entry in entries:
+            self._flying[entry.fence, entry.address] = (entry, now)
+        together: List[OutboxEntry] = []
+        for entry in entries:
+            # what has failed before goes alone, so that it takes nobody along
+            if self._target.apply_many is None or entry.attempts:
+                self._spawn([entry])
+            else:
+                together.append(entry)
+        for first in range(0, len(together), self._target.batch):
+            self._spawn(together[first : first + self._target.batch])
+
+    def _spawn(self, entries: List[OutboxEntry]) -> None:
+        task = asyncio.create_task(self._work(entries))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, entries: List[OutboxEntry]) -> None:
+        place = _Place(self, len(entries))
+        try:
+            if len(entries) > 1:
+                left = await self._together(entries)
+                if left:
+                    place.give_up()
+                    await asyncio.gather(*(self._work([entry]) for entry in left))
+            else:
+                await self._alone(entries[0])
+        finally:
+            place.give_up()
+            self.wake()
+
+    async def _together(self, entries: List[OutboxEntry]) -> List[OutboxEntry]:
+        """Apply several at once; returns those that have to go alone."""
+        apply_many = self._target.apply_many
+        if apply_many is None:
+            return entries
+        try:
+            outcomes = await within(self._applied(apply_many(entries)), self._options.apply_timeout_s / 2)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, each of them gets its own attempt
+            logger.info(
+                "storage.outbox.batch_failed",
+                extra={
+                    "store": self._target.name,
+                    "count": len(entries),
+                    "error_type": type(exc).__name__,
+                },
+            )
+            return entries
+        left = []
+        for entry, outcome in zip(entries, outcomes):
+            if outcome is None:
+                self._done.append(entry)
+            else:
+                left.append(entry)
+        return left
+
+    async def _alone(self, entry: OutboxEntry) -> None:
+        try:
+            await within(self._applied(self._target.apply(entry)), self._options.apply_timeout_s)
+        except asyncio.TimeoutError:
+            self._failed.append((entry, f"no answer within {self._options.apply_timeout_s:g} s"))
+        except Exception as exc:  # noqa: BLE001 - a failed attempt, whatever it is
+            self._failed.append((entry, _reason(exc)))
+        else:
+            self._done.append(entry)
+
+    async def _applied(self, applying: Any) -> Any:
+        if failpoints.armed:
+            try:
+                await failpoints.meet("relay.before_apply")
+            except BaseException:
+                applying.close()
+                raise
+        outcome = await applying
+        if failpoints.armed:
+            await failpoints.meet("relay.applied")
+        return outcome
+
+    async def _acknowledge(self) -> None:
+        done, failed = self._done, self._failed
+        self._done, self._failed = [], []
+        try:
+            if done:
+                lost = await self._executor.run(finish, done)
+                self._counters.add("applied", self._target.name, len(done) - len(lost))
+                self._counters.add("lost", self._target.name, len(lost))
+                self._forget(done)
+                done = []
+                self._note_progress()
+                if failpoints.armed:
+                    await failpoints.meet("relay.acknowledged")
+            if failed:
+                await self._executor.run(fail, failed, self._options.max_attempts)
+                self._forget([entry for entry, _ in failed])
+                self._count_failures(failed)
+                failed = []
+        finally:
+            # what could not be written is tried again in the next round
+            self._done += done
+            self._failed += failed
+
+    def _count_failures(self, failed: Sequence[Tuple[OutboxEntry, str]]) -> None:
+        self._counters.add("failed", self._target.name, len(failed))
+        for entry, _ in failed:
+            if entry.attempts + 1 >= self._options.max_attempts:
+                self._counters.add("parked", self._target.name)
+                logger.error(
+                    "storage.outbox.parked",
+                    extra={
+                        "store": self._target.name,
+                        "tenant_id": entry.tenant_id,
+                        "attempt": entry.attempts + 1,
+                    },
+                )
+
+    def _forget(self, entries: Sequence[OutboxEntry]) -> None:
+        for entry in entries:
+            self._flying.pop((entry.fence, entry.address), None)
+
+    async def _renew_for_ever(self) -> None:
+        """Keep the claims of what is being applied, for as long as an apply may take."""
+        options = self._options
+        while True:
+            await asyncio.sleep(options.lease_s * _RENEW_SHARE)
+            youngest = time.monotonic() - 2 * options.apply_timeout_s
+            held = [entry for entry, since in self._flying.values() if since > youngest]
+            if not held:
+                continue
+            try:
+                await self._executor.run(renew, held, options.lease_s)
+            except StorageError as exc:
+                self._trouble(exc)
+
+    async def _end(self) -> None:
+        """Cancel what is under way; acknowledge what was applied and give the rest back, if the database lets us."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        self._failed.clear()
+        done = {(entry.fence, entry.address) for entry in self._done}
+        rest = [entry for entry, _ in self._flying.values() if (entry.fence, entry.address) not in done]
+        try:
+            await self._acknowledge()
+            if rest:
+                await self._executor.run(release, rest)
+        except StorageError as exc:
+            self._trouble(exc)
+
+
+class _Place:
+    """A place among the applies that are under way; given up when the apply is over, or when it takes long."""
+
+    def __init__(self, lane: Lane, count: int) -> None:
+        self._lane = lane
+        self._count = count
+        lane._active += count
+        self._timer = asyncio.get_running_loop().call_later(lane._options.slow_after_s, self.give_up)
+
+    def give_up(self) -> None:
+        """Let others have it; harmless twice."""
+        if self._count:
+            self._timer.cancel()
+            self._lane._active -= self._count
+            self._count = 0
+            self._lane.wake()
+
+
+async def _wait(news: asyncio.Event, seconds: float) -> None:
+    try:
+        await within(news.wait(), seconds)
+    except asyncio.TimeoutError:
+        return
+
+
+def _reason(exc: Exception) -> str:
+    # messages of ours hold no secret and no stored value; those of others might
+    return f"{type(exc).__name__}: {exc}" if isinstance(exc, StorageError) else type(exc).__name__
