@@ -14,7 +14,7 @@ from typing import Callable, Dict, Iterator, List, Optional
 
 from rich.console import Console
 
-from benchmarks import growth, importing, jobs_contest, postgresql_contest, sqlite_contest, startup
+from benchmarks import growth, importing, jobs_contest, outbox, postgresql_contest, sqlite_contest, startup
 from benchmarks.contest import Plan
 from benchmarks.report import Report
 
@@ -47,6 +47,7 @@ PARTS: Dict[str, Part] = {
     "growth-postgresql": _growth_postgresql,
     "jobs": jobs_contest.run,
     "import": importing.run,
+    "outbox": outbox.run,
     "start": startup.run,
 }
 
