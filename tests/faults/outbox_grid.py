@@ -124,6 +124,7 @@ class Grid:
             "out": str(out),
             "log": str(log),
             "fails": fails,
+            "first": first,
         }
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = int(await self._line())
