@@ -14,7 +14,15 @@ from typing import Callable, Dict, Iterator, List, Optional
 
 from rich.console import Console
 
-from benchmarks import growth, importing, jobs_contest, postgresql_contest, sqlite_contest, startup
+from benchmarks import (
+    growth,
+    importing,
+    jobs_contest,
+    postgresql_contest,
+    sqlite_contest,
+    startup,
+    vectors_peers,
+)
 from benchmarks.contest import Plan
 from benchmarks.report import Report
 
@@ -48,6 +56,7 @@ PARTS: Dict[str, Part] = {
     "jobs": jobs_contest.run,
     "import": importing.run,
     "start": startup.run,
+    **vectors_peers.PARTS,
 }
 
 
