@@ -313,6 +313,13 @@ class SQLiteVectorProvider(VectorProvider):
             ).run(),
         )
 
+    async def recall(
+        self, collection: str, sample: int = 0, *, tenant_id: Optional[str] = None
+    ) -> RecallReport:
+        """Return what the index of the default namespace was measured to find; its own build takes the sample."""
+        found = await self.index_ready(collection, tenant_id=tenant_id)
+        return RecallReport(0, 1.0, 0, False) if found is None else found
+
     async def index_ready(
         self, collection: str, *, namespace: Optional[str] = None, tenant_id: Optional[str] = None
     ) -> Optional[RecallReport]:
