@@ -18,6 +18,7 @@ from benchmarks import (
     growth,
     importing,
     jobs_contest,
+    outbox,
     postgresql_contest,
     sqlite_contest,
     startup,
@@ -55,6 +56,7 @@ PARTS: Dict[str, Part] = {
     "growth-postgresql": _growth_postgresql,
     "jobs": jobs_contest.run,
     "import": importing.run,
+    "outbox": outbox.run,
     "start": startup.run,
     **vectors_peers.PARTS,
 }

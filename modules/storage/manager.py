@@ -114,7 +114,7 @@ class StorageManager(UnitsOfWork):
         self._process = os.getpid()
         self._executor = observed(pool.executor, self._settings, self._metrics)
         self._vectors = self._init_vector_store()
-        self._outbox = make_outbox(self._settings, self._executor, self._vectors)
+        self._outbox = make_outbox(self._settings, self._executor, self._vectors, pool.wakeups)
         self._pool = pool
         self._tasks = self._start_background() if self._has_background else []
         logger.info(
@@ -405,6 +405,8 @@ class StorageManager(UnitsOfWork):
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
         if name == "vectors":
             return self._vector_stores().within(executor)
+        if name == "documents":
+            return self._documents(executor)
         wake = self.wakeups.notify
         return make_store(
             name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)

@@ -10,6 +10,7 @@ from modules.storage.commands import (
     demo,
     embed,
     kv,
+    outbox,
     schema,
     serve,
     setup,
@@ -30,5 +31,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, embed, kv, vectors, serve, tokens, demo):
+for room in (setup, schema, status, data, conversations, embed, kv, vectors, outbox, serve, tokens, demo):
     room.register(app)

@@ -116,6 +116,20 @@ class Output:
             task = bar.add_task(plain_text(title), total=total, remark="")
             yield lambda done, remark: bar.update(task, completed=done, remark=remark)
 
+    @contextmanager
+    def counting(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a bar by count on stderr where that is a terminal; gives the function to call with how many are done."""
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda done: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(plain_text(title), total=total)
+            yield lambda done: bar.update(task, completed=done)
+
 
 def _console_class() -> Type[Console]:
     from rich.console import Console

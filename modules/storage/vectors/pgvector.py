@@ -128,6 +128,7 @@ class PgvectorProvider(IndexedProvider):
             build_timeout_s=self._build_timeout_s,
         )
         joined._schema = self._schema
+        joined._specs = dict(self._specs)
         if self._schema is None:
             # opened by its first call, in the unit's own transaction
             joined.open_on_use()

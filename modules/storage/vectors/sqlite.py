@@ -118,6 +118,7 @@ class SQLiteVectorProvider(VectorProvider):
         """Return a provider inside a unit of work's transaction. It keeps no matrices: what it sees may be undone."""
         made = SQLiteVectorProvider(executor, tenancy=self._tenancy, cache_bytes=0)
         made._workers = self._workers
+        made._specs = dict(self._specs)
         made._joined = True
         return made
 
