@@ -90,7 +90,7 @@ def test_everything_runs_together_and_ends_together(cli: Any) -> None:
         note = cli.directory / "note.txt"
         _until(lambda: note.exists() and note.read_text(encoding="utf-8") == "done by a job", running.said())
         _until(
-            lambda: asyncio.run(_with_jobs(path, lambda jobs: jobs.require(job.id))).status == "succeeded",
+            lambda: asyncio.run(_with_jobs(path, lambda jobs: jobs.require(job))).status == "succeeded",
             running.said(),
         )
         assert running.ended() == 0, running.said()
