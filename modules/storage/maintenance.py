@@ -52,10 +52,10 @@ class Maintenance:
         settings: StorageSettings,
         tenancy: TenantPolicy,
         vectors: Optional[VectorStores] = None,
+        wake: Optional[Callable[[str], None]] = None,
         *,
         conversations: Optional[Executor] = None,
         kv: Optional[Executor] = None,
-        wake: Optional[Callable[[str], None]] = None,
     ) -> None:
         self._vectors = vectors
         self._executor = executor
@@ -77,7 +77,14 @@ class Maintenance:
         if self._conversations.dialect == "sqlite":
             duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
-        if retention.conversation_days or retention.conversation_history_limit or retention.vector_days:
+        if any(
+            (
+                retention.conversation_days,
+                retention.conversation_history_limit,
+                retention.task_days,
+                retention.vector_days,
+            )
+        ):
             duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
         if retention.job_days:
             duties.append(("job retention", _RETENTION_EVERY_S, self.purge_jobs))
@@ -164,6 +171,7 @@ class Maintenance:
             complete = counts.pop("complete")
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
+        totals["tasks_deleted"] = await self._retain_tasks(tenant_id)
         if self._settings.retention.vector_days:
             totals["deleted_vectors"] = await self.retain_vectors(tenant_id)
         return totals
@@ -186,6 +194,12 @@ class Maintenance:
                 for name in registry.list_instances()
             ]
         )
+
+    async def _retain_tasks(self, tenant_id: Optional[str]) -> int:
+        from modules.task_store.maintenance import TaskMaintenance
+
+        days = self._settings.retention.task_days
+        return await TaskMaintenance(self._executor).run_retention(days, tenant_id=tenant_id)
 
     async def _retain_all(self) -> int:
         return sum((await self.retain()).values())

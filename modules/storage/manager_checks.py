@@ -58,6 +58,7 @@ def health_checks(
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
     checks["job_store"] = lambda: _check_jobs(pool)
+    checks["task_store"] = lambda: _check_tasks(pool)
     if vectors.backend != "none":
         checks["vector_store"] = lambda: _check_vectors(pool, vectors, semantic)
     return checks
@@ -77,6 +78,15 @@ async def verify_tables(
     if mongo is not None:
         found.update(await mongo.verify())
     return {"sql": await pool.health_check(), **found}
+
+
+async def _check_tasks(pool: SQLPool) -> HealthResult:
+    status, message, details = await _check_tables(pool, TABLES["task_store"])
+    if message:
+        return status, message, details
+    from modules.task_store.maintenance import TaskMaintenance
+
+    return status, message, {**details, **await TaskMaintenance(pool.executor).figures()}
 
 
 async def _check_vectors(
