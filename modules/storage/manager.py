@@ -376,7 +376,6 @@ class StorageManager(UnitsOfWork, MongoAccess):
             self.wakeups.notify,
             conversations=self._executor_of("conversations"),
             kv=self._executor_of("kv"),
-            wake=self.wakeups.notify,
         )
 
     # --- inside -------------------------------------------------------------------------------------------------
