@@ -148,7 +148,9 @@ def test_a_stalled_job_is_picked_up_by_itself(crew: CrewOfProcesses, url: str) -
     crew.until(lambda: crew.lines("end"), 60, "another worker runs it")
     took = time.monotonic() - killed
 
-    assert crew.lines("end") == [[job, "2", "heir"]]
+    first = crew.lines("end")[0]
+    assert (first[0], first[2]) == (job, "heir")
+    assert int(first[1]) >= 2
     # the lease and one poll
     assert took <= LEASE_S + 5.0 + sluggishness()
 
