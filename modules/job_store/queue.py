@@ -181,10 +181,6 @@ class JobQueue(QueueUpkeep):
         """
         return await self._executor.run(next_due_in, check_names(queues, "queues"), self._tenant_id)
 
-    def of_tenant(self, tenant_id: str) -> JobQueue:
-        """Return the same, narrowed to the jobs of one tenant."""
-        return JobQueue(self._executor, wake=self._wake, tenant_id=check_identifier(tenant_id, "tenant_id"))
-
     async def rescue_expired(self, limit: int = 100) -> int:
         """End the runs whose lease ran out, so that their jobs run again; return how many. `claim` does it by itself."""
         ended, queues = await self._executor.run(rescue, check_count(limit))

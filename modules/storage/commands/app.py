@@ -18,6 +18,7 @@ from modules.storage.commands import (
     status,
     tokens,
     vectors,
+    work,
 )
 from modules.storage.commands.invocation import group
 
@@ -45,6 +46,7 @@ for room in (
     outbox,
     serve,
     tokens,
+    work,
     demo,
 ):
     room.register(app)
