@@ -51,9 +51,15 @@ class Maintenance:
         settings: StorageSettings,
         tenancy: TenantPolicy,
         vectors: Optional[VectorStores] = None,
+        *,
+        conversations: Optional[Executor] = None,
+        kv: Optional[Executor] = None,
     ) -> None:
         self._vectors = vectors
         self._executor = executor
+        # what runs the operations of these stores, where they are not in SQL
+        self._conversations = executor if conversations is None else conversations
+        self._kv = executor if kv is None else kv
         self._settings = settings
         self._tenancy = tenancy
 
@@ -63,7 +69,7 @@ class Maintenance:
             ("turns", _TURNS_EVERY_S, self.recover_turns),
             ("sweep", _SWEEP_EVERY_S, self.sweep),
         ]
-        if self._executor.dialect == "sqlite":
+        if self._conversations.dialect == "sqlite":
             duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
         if retention.conversation_days or retention.conversation_history_limit or retention.vector_days:
@@ -94,19 +100,19 @@ class Maintenance:
         """Mark the replies of turns whose process died as interrupted, of every tenant; return how many there were."""
         from modules.conversation_store.maintenance import ConversationMaintenance
 
-        return await ConversationMaintenance(self._executor).recover_turns()
+        return await ConversationMaintenance(self._conversations).recover_turns()
 
     async def index_messages(self) -> int:
         """Put new messages into SQLite's full-text index, of every tenant; return how many there were."""
         from modules.conversation_store.maintenance import ConversationMaintenance
 
-        return await ConversationMaintenance(self._executor).index_pending()
+        return await ConversationMaintenance(self._conversations).index_pending()
 
     async def sweep(self) -> int:
         """Remove expired keys, of every tenant; return how many there were."""
         from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
 
-        maintenance = KeyValueMaintenance(self._executor)
+        maintenance = KeyValueMaintenance(self._kv)
         total = 0
         while True:
             count = await maintenance.sweep_expired(_SWEEP_BATCH)
@@ -124,9 +130,9 @@ class Maintenance:
         complete = False
         while not complete:
             if tenant_id is None:
-                result = await ConversationMaintenance(self._executor).run_retention(policy)
+                result = await ConversationMaintenance(self._conversations).run_retention(policy)
             else:
-                store = ConversationStore(self._executor, self._tenancy)
+                store = ConversationStore(self._conversations, self._tenancy)
                 result = await store.run_retention(policy, tenant_id=tenant_id)
             counts = result.to_dict()
             complete = counts.pop("complete")

@@ -13,10 +13,11 @@ from modules.storage.migrations import HEAD
 from modules.storage.settings import SQLDialect
 
 if TYPE_CHECKING:
+    from modules.storage.manager_mongo import MongoStores
     from modules.storage.pool import SQLPool
     from modules.storage.semantic import SemanticIndex
 
-__all__ = ["TABLES", "health_checks", "verify_tables"]
+__all__ = ["TABLES", "HealthResult", "health_checks", "verify_tables"]
 
 #: Tables without which a store cannot work, by the name of its health component.
 TABLES: Dict[str, Tuple[str, ...]] = {
@@ -30,11 +31,15 @@ _LOW_DISK_BYTES = 256 * 1024 * 1024
 _LARGE_WAL_BYTES = 512 * 1024 * 1024
 # Messages that wait longer than this to be embedded are a sign that nobody embeds them, in seconds.
 _LATE_S = 600.0
-_Result = Tuple[HealthStatus, str, Dict[str, Any]]
+#: Status, what is wrong ("" when nothing is), details.
+HealthResult = Tuple[HealthStatus, str, Dict[str, Any]]
 
 
 def health_checks(
-    pool: SQLPool, vectors: VectorStores, semantic: Callable[[], Optional[SemanticIndex]]
+    pool: SQLPool,
+    vectors: VectorStores,
+    semantic: Callable[[], Optional[SemanticIndex]],
+    mongo: Optional[MongoStores] = None,
 ) -> Dict[str, HealthCheck]:
     """Return the checks of an open pool and its vector stores by the name of the component.
 
@@ -42,8 +47,11 @@ def health_checks(
         pool: Of the SQL database.
         vectors: The vector stores.
         semantic: Gives what embeds messages; None: nothing does.
+        mongo: MongoDB, where it is configured.
     """
     checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
+    if mongo is not None:
+        checks["mongo"] = mongo.check
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
     if vectors.backend != "none":
@@ -51,7 +59,9 @@ def health_checks(
     return checks
 
 
-async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]:
+async def verify_tables(
+    pool: SQLPool, vectors: VectorStores, mongo: Optional[MongoStores] = None
+) -> Dict[str, bool]:
     """Return for each store whether its tables are there; "sql" whether the database answers, a remote store whether it does."""
     backend = _backend(pool)
     present = set(await backend.get_table_names())
@@ -60,12 +70,14 @@ async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]
         found["vector_store"] = present.issuperset(VECTOR_TABLES[vectors.backend])
     elif vectors.backend != "none":
         found["vector_store"] = await vectors.answers()
+    if mongo is not None:
+        found.update(await mongo.verify())
     return {"sql": await pool.health_check(), **found}
 
 
 async def _check_vectors(
     pool: SQLPool, vectors: VectorStores, semantic: Callable[[], Optional[SemanticIndex]]
-) -> _Result:
+) -> HealthResult:
     tables = VECTOR_TABLES.get(vectors.backend, ())
     if tables:
         status, message, details = await _check_tables(pool, tables)
@@ -103,7 +115,7 @@ async def _look_at_embedding(pool: SQLPool, index: Optional[SemanticIndex], deta
     )
 
 
-async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
+async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> HealthResult:
     there = await _backend(pool).verify_tables(tables)
     missing = sorted(table for table, found in there.items() if not found)
     if missing:
@@ -115,7 +127,7 @@ async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
     return HealthStatus.HEALTHY, "", {"tables": len(there)}
 
 
-async def _check_sql(pool: SQLPool) -> _Result:
+async def _check_sql(pool: SQLPool) -> HealthResult:
     revision = await schema_revision(pool)
     details: Dict[str, Any] = {
         "dialect": pool.dialect,

@@ -115,6 +115,7 @@ class MongoBackendSettings(Section):
     server_selection_timeout_ms: Int = Field(
         10_000, ge=1, description="Milliseconds to look for a usable server before a call fails."
     )
+    command_timeout_s: Seconds = Field(30.0, description="Seconds that one call of a store may take.")
 
     @validates(mode="before")
     @classmethod
