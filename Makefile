@@ -1,6 +1,7 @@
 # The commands of the project. Nothing is needed but make and Python 3.9+ (3.10+ for `make test`, see the README).
 #
 #   make demo         install into .venv and show the storage at work     DEMO_DATA=path imports that file instead
+#   make serve        the dashboard on the data of the demo: prints where, and a token to log in with
 #   make test         everything, a real PostgreSQL included              PYTEST_ARGS='-k kv'
 #   make lint         ruff, mypy --strict, import-linter, vermin
 #   make bench        the figures of the README, measured here            BENCH_ARGS=...
@@ -24,7 +25,7 @@ export PYTHON
 SOURCES := $(wildcard modules ATLAS)
 CODE := $(wildcard modules ATLAS tests benchmarks examples scripts)
 
-.PHONY: help demo test lint format bench bench-memory test-matrix wheel-check floor-check clean
+.PHONY: help demo serve test lint format bench bench-memory test-matrix wheel-check floor-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,11 @@ $(VENV)/.installed: pyproject.toml $(SETUP)
 	@scripts/make-venv.sh $(VENV) 3.9
 	@echo "Installing atlas-storage into $(VENV)"
 	@$(PIP) install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-server: $(VENV)/.installed
+	@echo "Installing the server extra into $(VENV)"
+	@$(PIP) install --quiet -e '.[server]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(SETUP)
@@ -56,6 +62,9 @@ $(VENV)/.installed-bench: $(VENV)/.installed-test
 
 demo: $(VENV)/.installed
 	@$(BIN)/atlas-storage demo $(if $(DEMO_DATA),--data '$(DEMO_DATA)')
+
+serve: $(VENV)/.installed-server
+	@$(BIN)/atlas-storage serve --login --tenant demo $(SERVE_ARGS)
 
 test: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)

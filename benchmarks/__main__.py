@@ -14,7 +14,7 @@ from typing import Callable, Dict, Iterator, List, Optional
 
 from rich.console import Console
 
-from benchmarks import growth, importing, postgresql_contest, sqlite_contest, startup
+from benchmarks import growth, importing, jobs_contest, outbox, postgresql_contest, sqlite_contest, startup
 from benchmarks.contest import Plan
 from benchmarks.report import Report
 
@@ -45,7 +45,9 @@ PARTS: Dict[str, Part] = {
     "postgresql": _postgresql,
     "growth-sqlite": _growth_sqlite,
     "growth-postgresql": _growth_postgresql,
+    "jobs": jobs_contest.run,
     "import": importing.run,
+    "outbox": outbox.run,
     "start": startup.run,
 }
 

@@ -27,6 +27,8 @@ _PACKAGES = (
     "aiosqlite",
     "langgraph-checkpoint-sqlite",
     "langgraph-checkpoint-postgres",
+    "pgqueuer",
+    "procrastinate",
     "pydantic",
     "orjson",
 )

@@ -46,6 +46,11 @@ class Feed:
         for waiting in (*self._waiting.get((tenant_id, conversation_id), ()), *self._pages):
             waiting.set()
 
+    def wake_pages(self) -> None:
+        """Let every open page look again."""
+        for waiting in self._pages:
+            waiting.set()
+
     def wake_all(self) -> None:
         """Wake every stream: the server shuts down."""
         for events in (*self._waiting.values(), self._pages):

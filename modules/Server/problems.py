@@ -37,6 +37,7 @@ _STATUSES: Dict[str, int] = {
     "VectorCollectionError": 409,
     "TaskTransitionError": 409,
     "TaskDependencyError": 409,
+    "TaskCycleError": 409,
     "JobStateError": 409,
     "JobTransitionError": 409,
     "IdempotencyConflictError": 422,

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
 
 from modules.Server.app import create_app
 from modules.store_common.errors import MissingDependencyError, UnavailableError
@@ -89,8 +89,12 @@ class HttpServer:
         await self._services.authenticator.close()
         logger.info("server.stopped")
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; a second one ends it without grace."""
+    async def run(self, ready: Optional[Callable[[], None]] = None) -> None:
+        """Serve until SIGTERM or SIGINT; a second one ends it without grace.
+
+        Args:
+            ready: Called when requests are served.
+        """
         asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         taken: List[signal.Signals] = []
@@ -107,6 +111,8 @@ class HttpServer:
         try:
             if self._task is None:
                 await self.start()
+            if ready is not None:
+                ready()
             await self._until(asked)
         finally:
             await self.stop()

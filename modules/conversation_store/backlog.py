@@ -11,7 +11,10 @@ from datetime import datetime
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from modules.conversation_store.backlog_statements import (
+    ANY_GIVEN,
     ANY_INDEX,
+    ANY_MESSAGE,
+    ANY_MESSAGE_OF,
     CLAIM,
     DIRTY,
     DONE,
@@ -23,6 +26,7 @@ from modules.conversation_store.backlog_statements import (
     FORGET_ROWS,
     INDEX,
     LOCK,
+    NEXT_TENANT,
     PENDING_ALL,
     PENDING_ONE,
     POSTPONE,
@@ -38,19 +42,24 @@ from modules.store_common.values import encode_json
 
 __all__ = [
     "Claimed",
+    "IndexState",
     "Key",
     "MessageText",
     "Progress",
     "claim",
     "fill",
     "finish",
+    "has_messages",
+    "indexes",
     "is_pending",
     "postpone",
     "progress",
     "read_texts",
     "refill",
     "register",
+    "tenants",
     "unregister",
+    "was_given",
 ]
 
 
@@ -70,11 +79,26 @@ class Claimed(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far an index is: rows that wait, rows that failed and wait to be tried again, and whether old ones are in."""
+    """How far an index is.
+
+    Attributes:
+        pending: Rows that wait.
+        failed: Those of them that failed and wait to be tried again.
+        is_filled: Whether the messages that were there before the index are all in.
+        oldest_s: Seconds that the oldest row has waited; None when none waits.
+    """
 
     pending: int
     failed: int
     is_filled: bool
+    oldest_s: Optional[float] = None
+
+
+class IndexState(NamedTuple):
+    """An index that is registered, and how far it is."""
+
+    collection: str
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -113,10 +137,12 @@ async def register(tx: Transaction, collection: str) -> bool:
         return False
     if tx.dialect == "postgresql":
         await tx.run(LOCK)
-    if await tx.first(TRIGGERS_THERE) is None:
+    are_lost = await tx.first(TRIGGERS_THERE) is None
+    if are_lost:
         for statement in TRIGGERS[tx.dialect]:
             await tx.run(statement)
-    return await tx.run(REGISTER, collection=collection) == 1
+    # without the triggers nobody knows what changed
+    return await tx.run(REGISTER, collection=collection) == 1 or are_lost
 
 
 @write
@@ -206,8 +232,54 @@ async def postpone(
 @read
 async def progress(tx: Transaction, collection: str) -> Progress:
     """Return how far an index is."""
-    row = await tx.one(PROGRESS, collection=collection)
-    return Progress(row[0], int(row[1]), bool(row[2]))
+    found = [state for state in await _indexes(tx) if state.collection == collection]
+    return found[0].progress if found else Progress(0, 0, False)
+
+
+@read
+async def indexes(tx: Transaction) -> List[IndexState]:
+    """Return every index that is registered, by name."""
+    return await _indexes(tx)
+
+
+async def _indexes(tx: Transaction) -> List[IndexState]:
+    rows = await tx.all(PROGRESS)
+    return [
+        IndexState(name, Progress(pending, int(failed), bool(filled), None if age is None else max(0.0, age)))
+        for name, pending, failed, filled, age in rows
+    ]
+
+
+@read
+async def tenants(tx: Transaction, limit: int) -> List[str]:
+    """Return the first tenants that have messages, at most `limit`."""
+    found: List[str] = []
+    after = ""
+    while len(found) < limit:
+        row = await tx.first(NEXT_TENANT, after=after)
+        if row is None:
+            break
+        after = row[0]
+        if await tx.first(ANY_MESSAGE, tenant_id=after) is not None:
+            found.append(after)
+    return found
+
+
+@read
+async def was_given(tx: Transaction, collection: str, tenant_id: str) -> bool:
+    """Whether an index was given a message of a tenant, so that there must be something of it in the vector store."""
+    row = await tx.first(INDEX, collection=collection)
+    if row is None or not row[0]:
+        return False  # still being filled: what is not there may not have been given yet
+    return await tx.first(ANY_GIVEN, collection=collection, tenant_id=tenant_id) is not None
+
+
+@read
+async def has_messages(tx: Transaction, tenant_id: str, conversation_id: Optional[str]) -> bool:
+    """Whether a tenant, or one of its conversations, has a message that an index would know."""
+    if conversation_id is None:
+        return await tx.first(ANY_MESSAGE, tenant_id=tenant_id) is not None
+    return (await tx.first(ANY_MESSAGE_OF, tenant_id=tenant_id, conversation_id=conversation_id)) is not None
 
 
 @read

@@ -10,11 +10,14 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_DDL
 from modules.conversation_store.models import MessageRow
 from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
-from modules.storage.columns import SQLITE_NOW, FreeText
+from modules.storage.columns import NOW_SQLITE, FreeText
 from modules.storage.statements import Statement
 
 __all__ = [
+    "ANY_GIVEN",
     "ANY_INDEX",
+    "ANY_MESSAGE",
+    "ANY_MESSAGE_OF",
     "CLAIM",
     "DIRTY",
     "DONE",
@@ -26,6 +29,7 @@ __all__ = [
     "FORGET_ROWS",
     "INDEX",
     "LOCK",
+    "NEXT_TENANT",
     "PENDING_ALL",
     "PENDING_ONE",
     "POSTPONE",
@@ -68,7 +72,7 @@ _ADD_INDEX = (
     " VALUES (:collection, 0, '', '', 0, {now}) ON CONFLICT (collection) DO NOTHING"
 )
 REGISTER = Statement(
-    sqlite=text(_ADD_INDEX.format(now=SQLITE_NOW)).bindparams(_NAME),
+    sqlite=text(_ADD_INDEX.format(now=NOW_SQLITE)).bindparams(_NAME),
     postgresql=text(_ADD_INDEX.format(now="statement_timestamp()")).bindparams(_NAME),
 )
 FORGET_INDEX = Statement(
@@ -139,9 +143,9 @@ _CLAIM_BINDS: Sequence[Any] = (
 CLAIM = Statement(
     sqlite=text(
         _UPDATE_CLAIM
-        + SQLITE_NOW
+        + NOW_SQLITE
         + f" + CAST(:seconds * 1000000 AS INTEGER) WHERE ({_KEY}) IN (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now=SQLITE_NOW)
+        + _FREE.format(now=NOW_SQLITE)
         + ")"
         + _TAKEN
     )
@@ -222,7 +226,7 @@ _POSTPONE_BINDS = (
 POSTPONE = Statement(
     sqlite=text(
         _POSTPONE_HEAD.format(
-            until=SQLITE_NOW + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
+            until=NOW_SQLITE + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
         )
     ).bindparams(*_POSTPONE_BINDS),
     postgresql=text(
@@ -275,14 +279,57 @@ TEXTS = Statement(
     .columns(*_TEXT_TYPES),
 )
 
+_PROGRESS = (
+    "SELECT i.collection, count(b.collection) AS pending,"
+    " coalesce(sum(CASE WHEN b.attempts > 0 THEN 1 ELSE 0 END), 0) AS failed, i.filled, {age} AS age"
+    " FROM atlas_embedding_indexes i LEFT JOIN atlas_embedding_backlog b ON b.collection = i.collection"
+    " GROUP BY i.collection, i.filled ORDER BY i.collection"
+)
+_PROGRESS_COLUMNS: Any = {
+    "collection": String,
+    "pending": BigInteger,
+    "failed": BigInteger,
+    "filled": BigInteger,
+    "age": Double,
+}
 PROGRESS = Statement(
+    sqlite=text(_PROGRESS.format(age=f"({NOW_SQLITE} - min(b.noted_at)) / 1000000.0")).columns(
+        **_PROGRESS_COLUMNS
+    ),
+    postgresql=text(
+        _PROGRESS.format(age="extract(epoch FROM statement_timestamp() - min(b.noted_at))::double precision")
+    ).columns(**_PROGRESS_COLUMNS),
+)
+#: The next tenant that has conversations: one step of the index for each.
+NEXT_TENANT = Statement(
+    text("SELECT tenant_id FROM atlas_conversations WHERE tenant_id > :after ORDER BY tenant_id LIMIT 1")
+    .bindparams(bindparam("after", type_=String()))
+    .columns(tenant_id=String)
+)
+_ANY_MESSAGE = (
+    "SELECT 1 AS n FROM atlas_messages WHERE tenant_id = :tenant_id{more}"
+    " AND deleted_at IS NULL AND status <> 'streaming' LIMIT 1"
+)
+ANY_MESSAGE = Statement(
+    text(_ANY_MESSAGE.format(more=""))
+    .bindparams(bindparam("tenant_id", type_=String()))
+    .columns(n=BigInteger)
+)
+#: A message of a tenant that the index was given already.
+ANY_GIVEN = Statement(
     text(
-        "SELECT count(*) AS pending, coalesce(sum(CASE WHEN attempts > 0 THEN 1 ELSE 0 END), 0) AS failed,"
-        " coalesce((SELECT filled FROM atlas_embedding_indexes WHERE collection = :collection), 0) AS filled"
-        " FROM atlas_embedding_backlog WHERE collection = :collection"
+        "SELECT 1 AS n FROM atlas_messages m WHERE m.tenant_id = :tenant_id AND m.deleted_at IS NULL"
+        " AND m.status <> 'streaming' AND NOT EXISTS (SELECT 1 FROM atlas_embedding_backlog b"
+        " WHERE b.collection = :collection AND b.tenant_id = m.tenant_id"
+        " AND b.conversation_id = m.conversation_id AND b.sequence = m.sequence) LIMIT 1"
     )
-    .bindparams(_NAME)
-    .columns(pending=BigInteger, failed=BigInteger, filled=BigInteger)
+    .bindparams(_NAME, bindparam("tenant_id", type_=String()))
+    .columns(n=BigInteger)
+)
+ANY_MESSAGE_OF = Statement(
+    text(_ANY_MESSAGE.format(more=" AND conversation_id = :conversation_id"))
+    .bindparams(bindparam("tenant_id", type_=String()), bindparam("conversation_id", type_=String()))
+    .columns(n=BigInteger)
 )
 _PENDING_HEAD = (
     "SELECT CASE WHEN EXISTS (SELECT 1 FROM atlas_embedding_indexes WHERE collection = :collection AND filled = 1)"

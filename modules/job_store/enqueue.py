@@ -7,13 +7,14 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from modules.job_store import enqueue_statements as sql
 from modules.job_store.base import JobRoom
+from modules.job_store.enqueue_alike import common_fields, enqueue_alike
 from modules.job_store.errors import JobNameTakenError
 from modules.job_store.limits import MAX_BATCH, check_seconds, digest_of, job_fields
 from modules.job_store.records import NewJob, RetryPolicy
 from modules.storage.operations import Transaction, write
 from modules.store_common.errors import AlreadyExistsError, IdempotencyConflictError, InvalidValueError
 from modules.store_common.ids import new_id
-from modules.store_common.values import check_identifier
+from modules.store_common.values import check_identifier, encode_json
 
 __all__ = [
     "Enqueue",
@@ -255,9 +256,16 @@ class Enqueue(JobRoom):
         tenant_id = self._tenant(tenant_id)
         if isinstance(jobs, (str, bytes)) or not isinstance(jobs, Sequence) or len(jobs) > 100_000:
             raise InvalidValueError("jobs must be a sequence of at most 100,000 NewJob")
-        prepared = [prepare(tenant_id, job) for job in jobs]
-        if not prepared:
+        if not jobs:
             return []
+        shared = common_fields(tenant_id, jobs)
+        if shared is not None:
+            ids = [new_id() for _ in jobs]
+            payloads = [encode_json(job.payload, "payload") for job in jobs]
+            await self._executor.run(enqueue_alike, shared, ids, payloads)
+            self._announce((jobs[0].queue,))
+            return ids
+        prepared = [prepare(tenant_id, job) for job in jobs]
         try:
             if any(job.keys or job.task_ids for job in prepared):
                 ids = [done.id for done in await self._executor.run(enqueue_with_keys, prepared)]

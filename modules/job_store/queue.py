@@ -26,6 +26,7 @@ from modules.job_store.settling import (
     settle_one,
     settlement,
 )
+from modules.job_store.waiting import next_due_in
 from modules.storage.operations import Executor
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import check_identifier
@@ -151,6 +152,11 @@ class JobQueue:
         Returns:
             The claims that were lost: what they did does not count. All others were settled.
         """
+        statuses = await self.settle_to(outcomes)
+        return [outcome.claim for outcome, status in zip(outcomes, statuses) if status is None]
+
+    async def settle_to(self, outcomes: Sequence[Outcome]) -> List[Optional[str]]:
+        """Do as `settle`, and return what each job became; None for a claim that was lost."""
         if isinstance(outcomes, Outcome) or len(outcomes) > MAX_BATCH:
             raise InvalidValueError(f"outcomes must be a sequence of at most {MAX_BATCH:,} Outcome")
         batch = [settlement(outcome) for outcome in outcomes]
@@ -167,7 +173,18 @@ class JobQueue:
         self._announce(
             outcome.claim.queue for outcome, status in zip(outcomes, statuses) if status == "scheduled"
         )
-        return [outcome.claim for outcome, status in zip(outcomes, statuses) if status is None]
+        return list(statuses)
+
+    async def next_due_in(self, queues: Sequence[str] = ("default",)) -> Optional[float]:
+        """Return in how many seconds there may be something to claim: a job is due, or a lease runs out; None: never.
+
+        By the database's clock; 0 or less: now. What is paused or waits for its key does not count.
+        """
+        return await self._executor.run(next_due_in, check_names(queues, "queues"), self._tenant_id)
+
+    def of_tenant(self, tenant_id: str) -> JobQueue:
+        """Return the same, narrowed to the jobs of one tenant."""
+        return JobQueue(self._executor, wake=self._wake, tenant_id=check_identifier(tenant_id, "tenant_id"))
 
     async def rescue_expired(self, limit: int = 100) -> int:
         """End the runs whose lease ran out, so that their jobs run again; return how many. `claim` does it by itself."""

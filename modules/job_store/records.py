@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Dict, Optional, Tuple
 
@@ -81,7 +81,7 @@ class NewJob(Record):
     run_at: Optional[datetime] = None
     delay_s: float = 0.0
     draft: bool = False
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy = RetryPolicy()
     timeout_s: Optional[float] = None
     idempotency_key: Optional[str] = None
     unique_key: Optional[str] = None

@@ -18,11 +18,11 @@ __all__ = [
     "BEAT",
     "CANCEL_REQUESTED",
     "EXPIRED",
-    "INSERT_RUN",
+    "KEEP_RUNS",
     "PARKED_KEYS",
     "PROGRESS",
     "SETTLE",
-    "SETTLE_ONE",
+    "SETTLE_ROWS",
     "UNPARK",
 ]
 
@@ -76,30 +76,33 @@ SELECT n, status FROM done
 SETTLE = Statement(postgresql=text(_SETTLE_SQL).bindparams(*_ARRAY_BINDS).columns(**columns("n", "status")))
 
 _ONE = binds("tenant_id", "id", "fence")
-SETTLE_ONE = Statement(
-    sqlite=text(
-        "UPDATE atlas_jobs SET"
-        + _SETTLED.replace("{g}", ":")
-        .replace("{j}", "")
-        .replace("{now}", NOW["sqlite"])
-        .replace("{later}", NOW["sqlite"] + " + :delay_us")
-        + " WHERE tenant_id = :tenant_id AND id = :id AND fence = :fence AND status = 'running'"
-        " RETURNING status, attempts, worker, started_at, updated_at"
-    )
-    .bindparams(*_ONE, *binds("status", "delay_us", "delta", "reason"))
-    .columns(**columns("status", "attempts", "worker", "started_at", "updated_at"))
+# On SQLite a batch is an array of arrays in JSON: first the runs are kept, then the jobs are changed, each in one statement.
+_ROW_NAMES = (
+    "tenant_id", "id", "fence", "status", "delay_us", "delta", "reason", "run_status", "error", "result", "keep_us",
+)  # fmt: skip
+_ROWS = (
+    "(SELECT "
+    + ", ".join(f"json_extract(value, '$[{n}]') AS {name}" for n, name in enumerate(_ROW_NAMES))
+    + " FROM json_each(:rows))"
 )
-INSERT_RUN = Statement(
+_IS_CLAIMED = "j.tenant_id = g.tenant_id AND j.id = g.id AND j.fence = g.fence AND j.status = 'running'"
+SETTLE_ROWS = Statement(
+    sqlite=text(
+        "UPDATE atlas_jobs AS j SET"
+        + _SETTLED.format(j="j.", g="g.", now=NOW["sqlite"], later=NOW["sqlite"] + " + g.delay_us")
+        + f" FROM {_ROWS} AS g WHERE {_IS_CLAIMED} RETURNING tenant_id, id, status"
+    )
+    .bindparams(bindparam("rows", type_=Text()))
+    .columns(**columns("tenant_id", "id", "status"))
+)
+KEEP_RUNS = Statement(
     sqlite=text(
         "INSERT INTO atlas_job_runs"
         " (tenant_id, job_id, number, attempt, status, started_at, finished_at, result_until, worker, error, result)"
-        " VALUES (:tenant_id, :id, :fence, :attempt, :status, :started_at, :finished_at, :finished_us + :keep_us, :worker,"
-        " :error, :result)"
-    ).bindparams(
-        *_ONE,
-        *binds("attempt", "status", "started_at", "finished_at", "keep_us", "worker", "error", "result"),
-        bindparam("finished_us", type_=BigInteger()),
-    )
+        " SELECT j.tenant_id, j.id, j.fence, j.attempts, CASE WHEN j.cancel_requested = 1 AND g.status <> 'succeeded'"
+        f" THEN 'cancelled' ELSE g.run_status END, j.started_at, {NOW['sqlite']}, {NOW['sqlite']} + g.keep_us, j.worker,"
+        f" g.error, g.result FROM {_ROWS} AS g CROSS JOIN atlas_jobs AS j WHERE {_IS_CLAIMED}"
+    ).bindparams(bindparam("rows", type_=Text()))
 )
 
 _BEAT_BINDS = [_b for _b in _ARRAY_BINDS if _b.key in ("tenant_ids", "ids", "fences")]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
 __all__ = [
-    "SQLITE_NOW",
+    "NOW_SQLITE",
     "Codec",
     "FreeText",
     "JsonValue",
@@ -37,7 +37,7 @@ Codec = Callable[[Any], Any]
 #: SQLite counts milliseconds; a Julian day number holds them to 0.04 ms, so rounding finds them again. 2440587.5 is
 #: 1970-01-01 (https://www.sqlite.org/lang_datefunc.html). One call of a function, where strftime takes two and a CAST:
 #: 3 of the 16 us of writing a key.
-SQLITE_NOW = "(CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) * 1000)"
+NOW_SQLITE = "(CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) * 1000)"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -124,7 +124,7 @@ def _utc_now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(utc_now, "sqlite")
 def _utc_now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
-    return SQLITE_NOW
+    return NOW_SQLITE
 
 
 def _microseconds(value: Any) -> Any:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Awaitable, Callable, Dict, List, Optional, Tuple
 
+from modules.store_common.clock import utc_now
 from modules.store_common.errors import StorageError
 
 if TYPE_CHECKING:
     from modules.conversation_store.records import RetentionPolicy
+    from modules.storage.manager_vectors import VectorStores
     from modules.storage.operations import Executor
     from modules.storage.settings import StorageSettings
     from modules.store_common.tenancy import TenantPolicy
@@ -42,7 +45,14 @@ def retention_policy(settings: StorageSettings) -> RetentionPolicy:
 class Maintenance:
     """Rounds of upkeep across all tenants. Any number of processes may do them at the same time."""
 
-    def __init__(self, executor: Executor, settings: StorageSettings, tenancy: TenantPolicy) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        settings: StorageSettings,
+        tenancy: TenantPolicy,
+        vectors: Optional[VectorStores] = None,
+    ) -> None:
+        self._vectors = vectors
         self._executor = executor
         self._settings = settings
         self._tenancy = tenancy
@@ -56,7 +66,7 @@ class Maintenance:
         if self._executor.dialect == "sqlite":
             duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
-        if retention.conversation_days or retention.conversation_history_limit:
+        if retention.conversation_days or retention.conversation_history_limit or retention.vector_days:
             duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
         due = {name: 0.0 for name, _, _ in duties}
         while True:
@@ -122,7 +132,28 @@ class Maintenance:
             complete = counts.pop("complete")
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
+        if self._settings.retention.vector_days:
+            totals["deleted_vectors"] = await self.retain_vectors(tenant_id)
         return totals
+
+    async def retain_vectors(self, tenant_id: Optional[str] = None) -> int:
+        """Delete the vectors older than `retention.vector_days`, of every tenant or of one; return how many.
+
+        In every vector store of the manager. Vectors of messages go with their messages instead.
+        """
+        days = self._settings.retention.vector_days
+        if not days or self._vectors is None:
+            return 0
+        from modules.storage.vectors.retention import delete_older_everywhere
+
+        before = utc_now() - timedelta(days=days)
+        registry = self._vectors.registry
+        return sum(
+            [
+                await delete_older_everywhere(registry.get(name), before, tenant_id)
+                for name in registry.list_instances()
+            ]
+        )
 
     async def _retain_all(self) -> int:
         return sum((await self.retain()).values())

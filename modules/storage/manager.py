@@ -15,6 +15,7 @@ from modules.storage.manager_checks import health_checks, verify_tables
 from modules.storage.manager_outbox import UnitsOfWork, check_outbox, make_outbox
 from modules.storage.manager_schema import ensure_schema, require_known_schema
 from modules.storage.manager_stores import StoreParts, make_store, refuse_unbuilt
+from modules.storage.manager_tasks import stop_tasks
 from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
@@ -47,8 +48,6 @@ __all__ = ["StorageManager"]
 
 logger = logging.getLogger(__name__)
 
-_CANCEL_AGAIN_S = 0.2
-
 
 class StorageManager(UnitsOfWork):
     """Owns the stores of an application.
@@ -57,12 +56,16 @@ class StorageManager(UnitsOfWork):
 
     Args:
         settings: `StorageSettings`, a mapping as for `StorageSettings.from_dict`, or None: SQLite in ./.atlas/.
+        background: False: no work of its own (upkeep, health checks, embedding), as short-lived commands want it.
 
     Raises:
         SettingsError: the settings are wrong.
     """
 
-    def __init__(self, settings: Union[StorageSettings, Mapping[str, Any], None] = None) -> None:
+    def __init__(
+        self, settings: Union[StorageSettings, Mapping[str, Any], None] = None, *, background: bool = True
+    ) -> None:
+        self._has_background = background
         self._settings = _as_settings(settings)
         self._opening = OpenOnce()
         self._pool: Optional[SQLPool] = None
@@ -111,22 +114,25 @@ class StorageManager(UnitsOfWork):
         self._process = os.getpid()
         self._executor = observed(pool.executor, self._settings, self._metrics)
         self._vectors = self._init_vector_store()
-        self._outbox = make_outbox(self._settings, self._executor, self._vectors)
+        self._outbox = make_outbox(self._settings, self._executor, self._vectors, pool.wakeups)
         self._pool = pool
-        maintenance = self.maintenance
-        self._tasks = [
-            asyncio.create_task(maintenance.run(), name="atlas-storage-maintenance"),
-            asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
-        ]
-        if self._settings.outbox.relay:
-            self._tasks.append(asyncio.create_task(self._outbox.relay.run(), name="atlas-storage-relay"))
-        semantic = self.semantic_index
-        if semantic is not None:
-            self._tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
+        self._tasks = self._start_background() if self._has_background else []
         logger.info(
             "storage.initialized",
             extra={"backend": pool.dialect, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
         )
+
+    def _start_background(self) -> List[asyncio.Task[None]]:
+        tasks = [
+            asyncio.create_task(self.maintenance.run(), name="atlas-storage-maintenance"),
+            asyncio.create_task(self._monitor.run(), name="atlas-storage-health"),
+        ]
+        if self._settings.outbox.relay and self._outbox is not None:
+            tasks.append(asyncio.create_task(self._outbox.relay.run(), name="atlas-storage-relay"))
+        semantic = self.semantic_index
+        if semantic is not None:
+            tasks.append(asyncio.create_task(semantic.run(), name="atlas-storage-embedding"))
+        return tasks
 
     async def shutdown(self) -> None:
         """Finish what is under way, stop the background tasks and close what this manager opened. Harmless when closed."""
@@ -138,7 +144,7 @@ class StorageManager(UnitsOfWork):
         self._backend = None
         vectors, self._vectors = self._vectors, None
         semantic, self._semantic = self._semantic, None
-        await _stop(tasks)
+        await stop_tasks(tasks)
         self._outbox = None
         if semantic is not None:
             await semantic.close()
@@ -340,7 +346,7 @@ class StorageManager(UnitsOfWork):
         """Check every configured store now, side by side, each within `health_check_timeout_seconds`. Never raises."""
         if self._pool is None:
             return StorageHealthStatus()
-        checks = health_checks(self._pool, self._vector_stores())
+        checks = health_checks(self._pool, self._vector_stores(), lambda: self.semantic_index)
         outbox = self.outbox
         checks["outbox"] = lambda: check_outbox(outbox, self._settings)
         return await check_all(checks, self._settings.health_check_timeout_seconds)
@@ -367,7 +373,7 @@ class StorageManager(UnitsOfWork):
     @property
     def maintenance(self) -> Maintenance:
         """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
-        return Maintenance(self.executor, self._settings, self._tenancy)
+        return Maintenance(self.executor, self._settings, self._tenancy, self._vector_stores())
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -399,6 +405,8 @@ class StorageManager(UnitsOfWork):
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
         if name == "vectors":
             return self._vector_stores().within(executor)
+        if name == "documents":
+            return self._documents(executor)
         wake = self.wakeups.notify
         return make_store(
             name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)
@@ -427,21 +435,3 @@ def _make_backend(pool: SQLPool) -> Any:
 
 def _no_mongo() -> NotConfiguredError:
     return NotConfiguredError("MongoDB is not configured: this release of atlas-storage does not have it yet")
-
-
-async def _stop(tasks: List[asyncio.Task[None]]) -> None:
-    """Cancel background tasks and wait until they have ended, on the loop that they run on."""
-    here = asyncio.get_running_loop()
-    mine = [task for task in tasks if task.get_loop() is here]
-    for task in tasks:
-        loop = task.get_loop()
-        if loop is here:
-            task.cancel()
-        elif loop.is_running():
-            loop.call_soon_threadsafe(task.cancel)
-    while mine:
-        # Code below may swallow a cancellation that comes with a result (`asyncio.wait_for` before Python 3.12): ask again.
-        _, pending = await asyncio.wait(mine, timeout=_CANCEL_AGAIN_S)
-        mine = list(pending)
-        for task in mine:
-            task.cancel()

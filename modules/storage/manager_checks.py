@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 
 from modules.storage.health import HealthCheck, HealthStatus
 from modules.storage.manager_schema import schema_revision
@@ -14,6 +14,7 @@ from modules.storage.settings import SQLDialect
 
 if TYPE_CHECKING:
     from modules.storage.pool import SQLPool
+    from modules.storage.semantic import SemanticIndex
 
 __all__ = ["TABLES", "health_checks", "verify_tables"]
 
@@ -27,16 +28,26 @@ TABLES: Dict[str, Tuple[str, ...]] = {
 _LOW_DISK_BYTES = 256 * 1024 * 1024
 # A write-ahead log this large means that a reader keeps it from being emptied, in bytes.
 _LARGE_WAL_BYTES = 512 * 1024 * 1024
+# Messages that wait longer than this to be embedded are a sign that nobody embeds them, in seconds.
+_LATE_S = 600.0
 _Result = Tuple[HealthStatus, str, Dict[str, Any]]
 
 
-def health_checks(pool: SQLPool, vectors: VectorStores) -> Dict[str, HealthCheck]:
-    """Return the checks of an open pool and its vector stores by the name of the component."""
+def health_checks(
+    pool: SQLPool, vectors: VectorStores, semantic: Callable[[], Optional[SemanticIndex]]
+) -> Dict[str, HealthCheck]:
+    """Return the checks of an open pool and its vector stores by the name of the component.
+
+    Args:
+        pool: Of the SQL database.
+        vectors: The vector stores.
+        semantic: Gives what embeds messages; None: nothing does.
+    """
     checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
     if vectors.backend != "none":
-        checks["vector_store"] = lambda: _check_vectors(pool, vectors)
+        checks["vector_store"] = lambda: _check_vectors(pool, vectors, semantic)
     return checks
 
 
@@ -52,13 +63,44 @@ async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]
     return {"sql": await pool.health_check(), **found}
 
 
-async def _check_vectors(pool: SQLPool, vectors: VectorStores) -> _Result:
+async def _check_vectors(
+    pool: SQLPool, vectors: VectorStores, semantic: Callable[[], Optional[SemanticIndex]]
+) -> _Result:
     tables = VECTOR_TABLES.get(vectors.backend, ())
     if tables:
         status, message, details = await _check_tables(pool, tables)
         if message:
             return status, message, details
-    return await vectors.check()
+    status, message, details = await vectors.check()
+    late = await _look_at_embedding(pool, semantic(), details)
+    if status is HealthStatus.HEALTHY and late:
+        return HealthStatus.DEGRADED, late, details
+    return status, message, details
+
+
+async def _look_at_embedding(pool: SQLPool, index: Optional[SemanticIndex], details: Dict[str, Any]) -> str:
+    """Add the backlog of messages to embed to `details`; return what is wrong with it."""
+    from modules.conversation_store import backlog
+
+    states = {state.collection: state.progress for state in await pool.executor.run(backlog.indexes)}
+    known = None if index is None else index.known_registration()
+    progress = states.pop(known or "", None)
+    if states and (known is not None or index is None):
+        details["former_embeddings"] = sorted(states)
+    if index is None:
+        return ""
+    details["embedder"] = index.embedder.name
+    if progress is None:
+        return ""
+    details["embedding_pending"] = progress.pending
+    details["embedding_failed"] = progress.failed
+    details["embedding_oldest_s"] = None if progress.oldest_s is None else round(progress.oldest_s, 1)
+    if progress.oldest_s is None or progress.oldest_s < _LATE_S:
+        return ""
+    return (
+        f"{progress.pending} messages wait to be embedded, the oldest for {progress.oldest_s / 60:.0f} minutes, "
+        f"{progress.failed} of them were refused: is the embedder reachable? `atlas-storage embed` tries now and says why"
+    )
 
 
 async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:

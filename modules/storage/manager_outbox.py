@@ -11,6 +11,7 @@ from modules.storage.outbox_lane import RelayOptions
 from modules.storage.outbox_queue import OutboxEntry
 from modules.storage.outbox_targets import Apply, DocumentTarget, Target
 from modules.storage.staged_documents import COLLECTION_ID, read_many
+from modules.storage.unit_documents import UnitDocuments
 from modules.storage.unit_keys import make_key, probe_key
 from modules.storage.unit_of_work import UnitOfWork, UnitOutcome
 from modules.store_common.deadlines import deadline_after
@@ -18,6 +19,7 @@ from modules.store_common.errors import NotInitializedError
 from modules.store_common.values import check_identifier
 
 if TYPE_CHECKING:
+    from modules.storage.backends.wakeups import Wakeups
     from modules.storage.manager_vectors import VectorStores
     from modules.storage.operations import Executor
     from modules.storage.settings import StorageSettings
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["UnitsOfWork", "check_outbox", "make_outbox"]
 
 _RESOLVE_TIMEOUT_S = 30.0
+#: The target of `uow.documents`.
+_DOCUMENT_TARGET = "mongo"
 
 
-def make_outbox(settings: StorageSettings, executor: Executor, vectors: VectorStores) -> Outbox:
+def make_outbox(
+    settings: StorageSettings, executor: Executor, vectors: VectorStores, wakeups: Optional[Wakeups] = None
+) -> Outbox:
     """Return the outbox of a manager, with the configured vector store as a target where that is outside of SQL."""
     chosen = settings.outbox
     options = RelayOptions(
@@ -40,7 +46,7 @@ def make_outbox(settings: StorageSettings, executor: Executor, vectors: VectorSt
         keep_done_s=chosen.keep_done_s,
         keep_keys_s=chosen.keep_keys_days * 86400.0,
     )
-    outbox = Outbox(executor, options)
+    outbox = Outbox(executor, options, wakeups)
     if vectors.is_remote:
         outbox.targets.register(_vector_target(vectors.backend, executor, lambda: vectors.default))
     vectors.when_added(lambda name, provider: _add_vector_target(outbox, executor, name, provider))
@@ -106,6 +112,11 @@ class UnitsOfWork(abc.ABC):
     @abc.abstractmethod
     def _make_store(self, name: str, executor: Executor) -> Any:
         """Make a store on an executor."""
+
+    def _documents(self, executor: Any) -> UnitDocuments:
+        """Return the documents of MongoDB inside a unit of work."""
+        self.outbox.targets.require(_DOCUMENT_TARGET)
+        return UnitDocuments(executor, executor.staging, self._tenancy, _DOCUMENT_TARGET)
 
     @property
     def outbox(self) -> Outbox:

@@ -7,12 +7,12 @@ the target goes on with it.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, AsyncIterator, Dict, Iterable, Optional, Sequence
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Iterable, Optional, Sequence
 
 from modules.storage.operations import Executor
 from modules.storage.outbox_lane import Counters, RelayOptions
 from modules.storage.outbox_queue import OutboxKey
-from modules.storage.outbox_relay import Relay
+from modules.storage.outbox_relay import Relay, channel_of
 from modules.storage.outbox_targets import Apply, Target, TargetRegistry
 from modules.storage.outbox_upkeep import (
     OutboxRecord,
@@ -24,6 +24,9 @@ from modules.storage.outbox_upkeep import (
     stats,
 )
 from modules.store_common.errors import DeadlineExceededError, InvalidValueError
+
+if TYPE_CHECKING:
+    from modules.storage.backends.wakeups import Wakeups
 
 __all__ = ["Outbox"]
 
@@ -37,14 +40,21 @@ class Outbox:
     Args:
         executor: Of the SQL database.
         options: How the relay works.
+        wakeups: Tells relays of other processes; None: they find out by looking.
     """
 
-    def __init__(self, executor: Executor, options: Optional[RelayOptions] = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        options: Optional[RelayOptions] = None,
+        wakeups: Optional[Wakeups] = None,
+    ) -> None:
         self._executor = executor
+        self._wakeups = wakeups
         self.targets = TargetRegistry()
         #: What units and relays of this process have done, for metrics.
         self.counters = Counters()
-        self.relay = Relay(executor, self.targets, options, self.counters)
+        self.relay = Relay(executor, self.targets, options, self.counters, wakeups)
 
     def register(self, name: str, apply: Apply) -> None:
         """Add a target that `apply(entry)` brings up to date."""
@@ -57,6 +67,8 @@ class Outbox:
         names = list(targets)
         for name in names:
             self.counters.add("staged", name)
+            if self._wakeups is not None:
+                self._wakeups.notify(channel_of(name))
         self.relay.wake(names)
 
     async def wait_for_progress(self, timeout_s: float) -> None:

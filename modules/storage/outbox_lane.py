@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 from modules.storage.operations import Executor
 from modules.storage.outbox_queue import (
     MAX_ATTEMPTS,
     OutboxEntry,
     OutboxKey,
+    again,
     claim,
     fail,
     finish,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 # A claim is renewed this often (as a share of the lease) while its entries are being applied.
 _RENEW_SHARE = 0.33
 # Entries of one claim at most.
-_CLAIM_LIMIT = 128
+_CLAIM_LIMIT = 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RelayOptions:
     apply_timeout_s: float = 10.0
     max_attempts: int = MAX_ATTEMPTS
     concurrency: int = 64
-    max_in_flight: int = 512
+    max_in_flight: int = 1024
     slow_after_s: float = 0.25
     lease_s: float = 3.0
     keep_done_s: float = 3600.0
@@ -113,12 +114,18 @@ class Lane:
         self._news: Optional[asyncio.Event] = None
         self._active = 0
         self._flying: Dict[Tuple[int, OutboxKey], Tuple[OutboxEntry, float]] = {}
+        self._ready: Deque[List[OutboxEntry]] = deque()
         self._tasks: Set[asyncio.Task[None]] = set()
         self._done: List[OutboxEntry] = []
         self._failed: List[Tuple[OutboxEntry, str]] = []
         self._troubles = 0
         # the last claim took as many as it could: there may be more, and nobody need ask first
         self._more = False
+
+    def tell(self) -> None:
+        """Something was staged: claim at once, without asking first."""
+        self._more = True
+        self.wake()
 
     def wake(self) -> None:
         """Look again."""
@@ -147,10 +154,9 @@ class Lane:
         """Acknowledge what is finished and start what is due; returns how long to wait for news, in seconds."""
         await self._acknowledge()
         options = self._options
-        free = min(
-            options.concurrency - self._active, options.max_in_flight - len(self._flying), _CLAIM_LIMIT
-        )
-        if free <= 0:
+        self._launch()
+        free = min(options.max_in_flight - len(self._flying), _CLAIM_LIMIT)
+        if free <= 0 or len(self._ready) >= options.concurrency:
             return options.poll_s
         if not self._more:
             due_s = await self._executor.run(due_in, self._target.name)
@@ -161,7 +167,7 @@ class Lane:
         entries = await self._executor.run(claim, self._target.name, self._token, free, options.lease_s)
         if failpoints.armed and entries:
             await failpoints.meet("relay.claimed")
-        self._start(entries)
+        self._take(entries)
         self._more = len(entries) == free
         # none: another relay was faster, or a unit that is not yet committed holds the row
         return 0.0 if entries else min(0.05, options.poll_s)
@@ -174,37 +180,43 @@ class Lane:
         )
         return full_jitter(self._troubles, base_s=0.1, cap_s=5.0) + 0.01
 
-    def _start(self, entries: Sequence[OutboxEntry]) -> None:
+    def _take(self, entries: Sequence[OutboxEntry]) -> None:
         now = time.monotonic()
-        for entry in entries:
-            self._flying[entry.fence, entry.address] = (entry, now)
         together: List[OutboxEntry] = []
         for entry in entries:
+            self._flying[entry.fence, entry.address] = (entry, now)
             # what has failed before goes alone, so that it takes nobody along
             if self._target.apply_many is None or entry.attempts:
-                self._spawn([entry])
+                self._ready.append([entry])
             else:
                 together.append(entry)
         for first in range(0, len(together), self._target.batch):
-            self._spawn(together[first : first + self._target.batch])
+            self._ready.append(together[first : first + self._target.batch])
+        self._launch()
+
+    def _launch(self) -> None:
+        """Begin what is claimed, as far as there are places."""
+        while self._ready and self._active < self._options.concurrency:
+            self._spawn(self._ready.popleft())
 
     def _spawn(self, entries: List[OutboxEntry]) -> None:
-        task = asyncio.create_task(self._work(entries))
+        # the place is taken now, not when the task begins
+        task = asyncio.create_task(self._work(entries, _Place(self, len(entries))))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _work(self, entries: List[OutboxEntry]) -> None:
-        place = _Place(self, len(entries))
+    async def _work(self, entries: List[OutboxEntry], place: _Place) -> None:
         try:
             if len(entries) > 1:
                 left = await self._together(entries)
                 if left:
                     place.give_up()
-                    await asyncio.gather(*(self._work([entry]) for entry in left))
+                    await asyncio.gather(*(self._alone(entry) for entry in left))
             else:
                 await self._alone(entries[0])
         finally:
             place.give_up()
+            self._launch()
             self.wake()
 
     async def _together(self, entries: List[OutboxEntry]) -> List[OutboxEntry]:
@@ -233,14 +245,20 @@ class Lane:
         return left
 
     async def _alone(self, entry: OutboxEntry) -> None:
+        # not `within`: a task of its own for each entry would cost as much as the rest of its delivery
+        deadline = _Deadline(self._options.apply_timeout_s)
         try:
-            await within(self._applied(self._target.apply(entry)), self._options.apply_timeout_s)
-        except asyncio.TimeoutError:
+            await self._applied(self._target.apply(entry))
+        except asyncio.CancelledError:
+            if not deadline.passed:
+                raise
             self._failed.append((entry, f"no answer within {self._options.apply_timeout_s:g} s"))
         except Exception as exc:  # noqa: BLE001 - a failed attempt, whatever it is
             self._failed.append((entry, _reason(exc)))
         else:
             self._done.append(entry)
+        finally:
+            deadline.end()
 
     async def _applied(self, applying: Any) -> Any:
         if failpoints.armed:
@@ -260,6 +278,8 @@ class Lane:
         try:
             if done:
                 lost = await self._executor.run(finish, done)
+                if lost:
+                    await self._executor.run(again, lost)
                 self._counters.add("applied", self._target.name, len(done) - len(lost))
                 self._counters.add("lost", self._target.name, len(lost))
                 self._forget(done)
@@ -311,6 +331,7 @@ class Lane:
 
     async def _end(self) -> None:
         """Cancel what is under way; acknowledge what was applied and give the rest back, if the database lets us."""
+        self._ready.clear()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -324,6 +345,24 @@ class Lane:
                 await self._executor.run(release, rest)
         except StorageError as exc:
             self._trouble(exc)
+
+
+class _Deadline:
+    """Cancels the task that made it after `seconds`, unless it was ended before."""
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def end(self) -> None:
+        """It is no longer needed."""
+        self._timer.cancel()
 
 
 class _Place:

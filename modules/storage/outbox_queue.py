@@ -50,6 +50,7 @@ __all__ = [
     "OutboxEntry",
     "OutboxKey",
     "SubscriberQueue",
+    "again",
     "announce",
     "claim",
     "fail",
@@ -158,22 +159,25 @@ async def claim(tx: Transaction, target: str, token: str, limit: int, lease_s: f
     return sorted((OutboxEntry(*(*row, token)) for row in rows), key=lambda entry: entry.staged_at)
 
 
-@write
+@write(atomic=False)
 async def finish(tx: Transaction, entries: Sequence[OutboxEntry]) -> List[OutboxEntry]:
     """Note that `entries`, of one target and one claim, were applied; returns those whose lease had been lost.
 
-    A key that changed meanwhile stays dirty. One whose lease was lost is made dirty once more: what was written just now
-    may have overwritten what the new owner wrote.
+    A key that changed meanwhile stays dirty. Give those that were lost to `again`.
     """
     if not entries:
         return []
     first = entries[0]
     rows = await tx.all(FINISH, target=first.target, claim=first.claim, **_keys(tx.dialect, entries))
     done = {tuple(row) for row in rows}
-    lost = [entry for entry in entries if (entry.tenant_id, entry.kind, entry.key) not in done]
-    for entry in sorted(lost, key=lambda item: item.address):
+    return [entry for entry in entries if (entry.tenant_id, entry.kind, entry.key) not in done]
+
+
+@write
+async def again(tx: Transaction, entries: Sequence[OutboxEntry]) -> None:
+    """Make keys dirty once more whose lease was lost: what was written may have overwritten what the new owner wrote."""
+    for entry in sorted(entries, key=lambda item: item.address):
         await tx.run(AGAIN, **_named(entry.address))
-    return lost
 
 
 @write
@@ -264,7 +268,7 @@ class SubscriberQueue:
         return await self._executor.run(claim, self.target, new_id(), limit, lease_s)
 
     async def finish(self, entries: Sequence[OutboxEntry]) -> List[OutboxEntry]:
-        """Note that `entries` of one `claim` were worked off; returns those whose lease was lost, which come again."""
+        """Note that `entries` of one `claim` were worked off; returns those whose lease was lost: others have them now."""
         return await self._executor.run(finish, entries)
 
     async def finish_up_to(self, entry: OutboxEntry, version: int) -> List[OutboxEntry]:

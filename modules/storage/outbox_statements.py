@@ -7,7 +7,7 @@ from typing import Any, Dict
 from sqlalchemy import BigInteger, Double, String, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from modules.storage.columns import UtcDateTime
+from modules.storage.columns import NOW_SQLITE, UtcDateTime
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 # The database's clock: an instant, the same in whole microseconds, and that many seconds later.
 _CLOCK: Dict[str, Dict[str, str]] = {
     "sqlite": {
-        "now": "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)",
+        "now": NOW_SQLITE,
         "after": " + CAST({} * 1000000 AS INTEGER)",
         "greatest": "max",
     },

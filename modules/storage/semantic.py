@@ -5,32 +5,36 @@
     await index.embed_pending()                # in the background, and by `atlas-storage embed`
     store = ConversationStore(executor, tenancy, semantic=index)
 
-The vectors of each embedder are a collection of their own in each tenant. A vector holds no text, only where its message
-stands and what filters need; the text is read from the database. Each is stored twice: in the default namespace, for
-searches over everything, and in a namespace of its conversation. A search within a conversation then touches no other
-one's vectors: 5 instead of 60 ms for the 1,000 nearest of 3,453 in the embedded store, where a filter reads all metadata.
+The vectors of each embedder are a collection of their own in each tenant (see `semantic_documents`). The backlog is that of
+an embedder in one vector store: after a change of either, nothing is searched that does not belong together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from modules.conversation_store import backlog
-from modules.conversation_store.backlog import Claimed, Key, MessageText, Progress
+from modules.conversation_store.backlog import Claimed, Key, MessageText
 from modules.conversation_store.meaning import Nearest, Place
-from modules.storage.embedders import close_embedder, make_embedder
-from modules.storage.embedders_base import Embedder, EmbedderUnavailableError, Matrix, checked_matrix
+from modules.storage.embedders import make_embedder
+from modules.storage.embedders_base import EmbedderUnavailableError
 from modules.storage.operations import Executor
+from modules.storage.semantic_documents import (
+    SEPARATOR,
+    EmbedResult,
+    documents_of,
+    filter_of,
+    namespace_of_conversation,
+    vector_id,
+)
+from modules.storage.semantic_registration import IndexRegistration
 from modules.storage.vectors.base import VectorProvider
-from modules.storage.vectors.errors import VectorCollectionError, VectorNotFoundError
+from modules.storage.vectors.errors import VectorNotFoundError
 from modules.storage.vectors.models import SearchResults, VectorDocument
-from modules.store_common.clock import to_microseconds
-from modules.store_common.errors import InvalidValueError, StorageError
+from modules.store_common.errors import StorageError
 from modules.store_common.ids import new_id
 
 if TYPE_CHECKING:
@@ -48,49 +52,8 @@ _PAUSE_AFTER_FAILURE_S = 15.0
 # A worker that dies leaves its rows to others after this; a batch that takes longer may be done twice, which is harmless.
 _CLAIM_S = 300.0
 _LONGEST_PAUSE_S = 3600.0
-# Of an id: the rest is the sequence, and the separator.
-_MAX_CONVERSATION_BYTES = 200
 _WAITING = "some messages are not embedded yet"
-_SEPARATOR = "#"
-
-
-@dataclass(frozen=True)
-class EmbedResult:
-    """What a run did, in messages.
-
-    Attributes:
-        embedded: Vectors written.
-        removed: Messages that are gone and whose vectors were deleted.
-        failed: Messages that the embedder refused; they are tried again later.
-    """
-
-    embedded: int = 0
-    removed: int = 0
-    failed: int = 0
-
-    @property
-    def total(self) -> int:
-        """All messages that were looked at."""
-        return self.embedded + self.removed + self.failed
-
-    def __add__(self, other: EmbedResult) -> EmbedResult:
-        return EmbedResult(
-            self.embedded + other.embedded, self.removed + other.removed, self.failed + other.failed
-        )
-
-
-def vector_id(conversation_id: str, sequence: int) -> str:
-    """Return the id of a message's vector."""
-    if len(conversation_id.encode()) > _MAX_CONVERSATION_BYTES:
-        # The digest has no separator, so that nobody takes it for a conversation.
-        return hashlib.sha256(f"{sequence}{_SEPARATOR}{conversation_id}".encode()).hexdigest()
-    return f"{conversation_id}{_SEPARATOR}{sequence}"
-
-
-def _namespace(conversation_id: str) -> str:
-    if len(conversation_id.encode()) > _MAX_CONVERSATION_BYTES:
-        return f"digest:{hashlib.sha256(conversation_id.encode()).hexdigest()}"
-    return f"conversation:{conversation_id}"
+_LOST = "the vectors of the messages are not in the vector store; they are made anew by `atlas-storage embed`"
 
 
 def index_from_settings(
@@ -107,7 +70,7 @@ def index_from_settings(
     return SemanticIndex(executor, provider, embedder)
 
 
-class SemanticIndex:
+class SemanticIndex(IndexRegistration):
     """Keeps the vectors of messages in a vector provider, and finds messages by them.
 
     Args:
@@ -118,72 +81,7 @@ class SemanticIndex:
         collection_options: `index=` of the provider's `create_collection`.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        provider: VectorProvider,
-        embedder: Embedder,
-        *,
-        batch_size: int = 128,
-        collection_options: Optional[Mapping[str, Any]] = None,
-    ) -> None:
-        if not 1 <= batch_size <= 1_000:
-            raise InvalidValueError("the batch size of the semantic index must be 1 to 1,000")
-        self._executor = executor
-        self._provider = provider
-        self._embedder = embedder
-        self._batch_size = batch_size
-        self._options = collection_options
-        self._collection = ""
-        self._tenants: Dict[str, bool] = {}
-        self._is_filled = False
-        self._is_registered = False
-
-    @property
-    def embedder(self) -> Embedder:
-        """What makes the vectors."""
-        return self._embedder
-
-    async def collection(self) -> str:
-        """Return the name of the collection, the same in every tenant: made of the embedder's name and dimension."""
-        if not self._collection:
-            if not self._embedder.dimension:
-                await self._embed(["dimension"])
-            dimension = self._embedder.dimension
-            digest = hashlib.sha256(f"{self._embedder.name}\n{dimension}".encode()).hexdigest()[:12]
-            label = "".join(c if c.isalnum() and c.isascii() else "-" for c in self._embedder.name.lower())
-            self._collection = f"messages-{label[:40]}-{dimension}-{digest}"
-        return self._collection
-
     # --- keeping in step ----------------------------------------------------------------------------------------
-
-    async def register(self) -> None:
-        """Begin to note every change of a message, in the transaction of the change. Harmless when done already.
-
-        Messages that are there already follow: the backlog is filled with them step by step by `embed_pending`. On
-        PostgreSQL the first call needs the owner of the tables (it makes triggers).
-        """
-        collection = await self.collection()
-        is_new = await self._executor.run(backlog.register, collection)
-        if is_new or not (self._is_registered or self._provider.capabilities.persistent):
-            await self._executor.run(backlog.refill, collection)
-        self._is_filled = False
-        self._is_registered = True
-
-    async def unregister(self) -> bool:
-        """Stop noting changes for this embedder and forget its backlog; the vectors stay. Whether it was registered."""
-        self._is_registered = False
-        return await self._executor.run(backlog.unregister, await self.collection())
-
-    async def reindex(self) -> None:
-        """Let every message be embedded anew, as after the loss of the vector store; the work is `embed_pending`'s."""
-        await self._executor.run(backlog.refill, await self.collection())
-        self._tenants.clear()
-        self._is_filled = False
-
-    async def progress(self) -> Progress:
-        """Return how many messages wait, how many of them failed, and whether the old ones were all counted in."""
-        return await self._executor.run(backlog.progress, await self.collection())
 
     async def embed_pending(
         self, limit: Optional[int] = None, progress: Optional[Callable[[EmbedResult], None]] = None
@@ -204,19 +102,19 @@ class SemanticIndex:
         """
         if not self._is_registered:
             await self.register()
-        collection = await self.collection()
+        known = await self.registration()
         result = EmbedResult()
         # before the first claim, so that what is in the backlog already is not embedded a second time
-        await self._fill(collection)
+        await self._fill(known)
         while limit is None or result.total < limit:
             size = self._batch_size if limit is None else min(self._batch_size, limit - result.total)
             token = new_id()
-            claimed = await self._executor.run(backlog.claim, collection, token, size, _CLAIM_S)
+            claimed = await self._executor.run(backlog.claim, known, token, size, _CLAIM_S)
             if not claimed:
-                if await self._fill(collection):
+                if await self._fill(known):
                     continue
                 break
-            result += await self._batch(collection, token, claimed)
+            result += await self._batch(known, token, claimed)
             if progress is not None:
                 progress(result)
         return result
@@ -235,20 +133,20 @@ class SemanticIndex:
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_S)
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def close(self) -> None:
-        """Close the embedder, where it has something to close. The provider stays open."""
-        await close_embedder(self._embedder)
-
-    async def _fill(self, collection: str) -> bool:
+    async def _fill(self, known: str) -> bool:
         if self._is_filled:
             return False
-        went_on = await self._executor.run(backlog.fill, collection, _FILL_STEP)
+        went_on = await self._executor.run(backlog.fill, known, _FILL_STEP)
         self._is_filled = not went_on
         return went_on
 
-    async def _batch(self, collection: str, token: str, claimed: Sequence[Claimed]) -> EmbedResult:
+    async def _batch(self, known: str, token: str, claimed: Sequence[Claimed]) -> EmbedResult:
         done: List[Claimed] = []
         try:
+            collection = await self.collection()
+            for tenant_id in {item.key.tenant_id for item in claimed}:
+                # also where nothing is to be embedded, so that a collection that is not there was lost
+                await self._ensure(collection, tenant_id)
             texts = {item.key: item for item in await self._executor.run(backlog.read_texts, claimed)}
             kept = [
                 texts[item.key] for item in claimed if item.key in texts and texts[item.key].words.strip()
@@ -261,12 +159,12 @@ class SemanticIndex:
             if refused:
                 # an edited message must not be found by what it said before
                 await self._remove(collection, [item.key for item in refused])
-                await self._executor.run(backlog.postpone, collection, token, refused, _LONGEST_PAUSE_S)
+                await self._executor.run(backlog.postpone, known, token, refused, _LONGEST_PAUSE_S)
             done = [item for item in claimed if item.key not in failed]
             return EmbedResult(len(vectors), len(gone), len(refused))
         finally:
             # after a failure: frees the rows for the next call
-            await self._executor.run(backlog.finish, collection, token, done)
+            await self._executor.run(backlog.finish, known, token, done)
 
     async def _vectors(self, texts: Sequence[MessageText]) -> Tuple[Dict[Key, Any], Dict[Key, bool]]:
         """Return vectors by message, and the messages that the embedder refuses."""
@@ -286,21 +184,17 @@ class SemanticIndex:
         first, second = await self._vectors(texts[:middle]), await self._vectors(texts[middle:])
         return {**first[0], **second[0]}, {**first[1], **second[1]}
 
-    async def _embed(self, texts: Sequence[str]) -> Matrix:
-        given = await self._embedder.embed(texts)
-        return checked_matrix(given, len(texts), self._embedder.dimension, self._embedder.name)
-
     async def _write(self, collection: str, texts: Sequence[MessageText], vectors: Mapping[Key, Any]) -> None:
         tenants: Dict[str, List[VectorDocument]] = {}
         for item in texts:
             if item.key in vectors:
-                tenants.setdefault(item.key.tenant_id, []).extend(_documents(item, vectors[item.key]))
+                tenants.setdefault(item.key.tenant_id, []).extend(documents_of(item, vectors[item.key]))
         for tenant_id, documents in tenants.items():
-            await self._ensure(collection, tenant_id)
             try:
                 await self._provider.upsert(collection, documents, tenant_id=tenant_id)
             except VectorNotFoundError:
-                self._tenants.pop(tenant_id, None)
+                # it was there a moment ago, and its other vectors are gone with it
+                await self._refill()
                 await self._ensure(collection, tenant_id)
                 await self._provider.upsert(collection, documents, tenant_id=tenant_id)
 
@@ -308,32 +202,13 @@ class SemanticIndex:
         places: Dict[Tuple[str, Optional[str]], List[str]] = {}
         for key in keys:
             named = vector_id(key.conversation_id, key.sequence)
-            for namespace in (None, _namespace(key.conversation_id)):
+            for namespace in (None, namespace_of_conversation(key.conversation_id)):
                 places.setdefault((key.tenant_id, namespace), []).append(named)
         for (tenant_id, namespace), ids in places.items():
             try:
                 await self._provider.delete(collection, ids, namespace=namespace, tenant_id=tenant_id)
             except VectorNotFoundError:
                 continue  # nothing was embedded for this tenant yet
-
-    async def _ensure(self, collection: str, tenant_id: str) -> None:
-        if tenant_id in self._tenants:
-            return
-        if await self._provider.get_collection(collection, tenant_id=tenant_id) is None:
-            about = {"embedder": self._embedder.name, "of": "messages"}
-            try:
-                await self._provider.create_collection(
-                    collection,
-                    self._embedder.dimension,
-                    metadata=about,
-                    index=self._options,
-                    tenant_id=tenant_id,
-                )
-            except VectorCollectionError:
-                # another process was faster
-                if await self._provider.get_collection(collection, tenant_id=tenant_id) is None:
-                    raise
-        self._tenants[tenant_id] = True
 
     # --- finding ------------------------------------------------------------------------------------------------
 
@@ -351,25 +226,34 @@ class SemanticIndex:
         """Return the messages of a tenant that are nearest to `query` in meaning; see `meaning.SemanticIndex`."""
         collection = await self.collection()
         vector = (await self._embed([query[:_MAX_CHARACTERS]]))[0]
-        is_waiting = await self._executor.run(backlog.is_pending, collection, tenant_id, conversation_id)
+        known = await self.registration()
+        is_waiting = await self._executor.run(backlog.is_pending, known, tenant_id, conversation_id)
         top_k = min(limit, self._provider.capabilities.max_top_k)
-        namespace = None if conversation_id is None else _namespace(conversation_id)
+        namespace = None if conversation_id is None else namespace_of_conversation(conversation_id)
         try:
             found = await self._provider.search(
                 collection,
                 vector,
                 top_k=top_k,
                 namespace=namespace,
-                filter=_filter(roles, created_after, created_before),
+                filter=filter_of(roles, created_after, created_before),
                 include_metadata=False,
                 tenant_id=tenant_id,
             )
         except VectorNotFoundError:
-            found = SearchResults()
+            found = await self._nothing(tenant_id, conversation_id)
         scores = await self._places(collection, tenant_id, namespace, found)
         reason = _WAITING if is_waiting else found.reason
         is_all = len(found) < top_k and found.complete
         return Nearest(scores, found.complete and not is_waiting, reason, is_all)
+
+    async def _nothing(self, tenant_id: str, conversation_id: Optional[str]) -> SearchResults:
+        """There is no collection: right for a tenant without messages, else its vectors were lost."""
+        if not await self._executor.run(backlog.has_messages, tenant_id, conversation_id):
+            return SearchResults()
+        # the next round looks at the vector store, and embeds anew
+        self._is_registered = False
+        return SearchResults(complete=False, reason=_LOST)
 
     async def _places(
         self, collection: str, tenant_id: str, namespace: Optional[str], found: SearchResults
@@ -377,7 +261,7 @@ class SemanticIndex:
         scores: Dict[Place, float] = {}
         digests: Dict[str, float] = {}
         for hit in found:
-            conversation_id, separator, sequence = hit.document.id.rpartition(_SEPARATOR)
+            conversation_id, separator, sequence = hit.document.id.rpartition(SEPARATOR)
             if separator:
                 scores[conversation_id, int(sequence)] = hit.score
             else:
@@ -388,35 +272,3 @@ class SemanticIndex:
                 place = (item.metadata["conversation_id"], item.metadata["sequence"])
                 scores[place] = digests[item.id]
         return scores
-
-
-def _documents(item: MessageText, vector: Any) -> List[VectorDocument]:
-    key = item.key
-    named = vector_id(key.conversation_id, key.sequence)
-    metadata = {
-        "conversation_id": key.conversation_id,
-        "sequence": key.sequence,
-        "role": item.role,
-        # microseconds since 1970: whole numbers compare alike in every vector store
-        "created_at": to_microseconds(item.created_at),
-    }
-    namespaces = (None, _namespace(key.conversation_id))
-    return [VectorDocument(named, vector, metadata=metadata, namespace=namespace) for namespace in namespaces]
-
-
-def _filter(
-    roles: Optional[Sequence[str]],
-    created_after: Optional[datetime],
-    created_before: Optional[datetime],
-) -> Optional[Dict[str, Any]]:
-    wanted: Dict[str, Any] = {}
-    if roles is not None:
-        wanted["role"] = {"$in": list(roles)}
-    times: Dict[str, Any] = {}
-    if created_after is not None:
-        times["$gte"] = to_microseconds(created_after)
-    if created_before is not None:
-        times["$lt"] = to_microseconds(created_before)
-    if times:
-        wanted["created_at"] = times
-    return wanted or None

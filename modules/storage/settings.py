@@ -247,7 +247,12 @@ class RetentionSettings(Section):
     conversation_history_limit: Int = Field(0, ge=0, description="Messages kept per conversation; 0 = all.")
     task_days: Int = Field(0, ge=0, description="Days until a finished task is deleted; 0 = keep.")
     job_days: Int = Field(0, ge=0, description="Days until a finished job is deleted; 0 = keep.")
-    vector_days: Int = Field(0, ge=0, description="Days until a vector is deleted; 0 = keep.")
+    vector_days: Int = Field(
+        0,
+        ge=0,
+        description="Days until a vector is deleted, by its `created_at`; vectors of messages go with their messages; "
+        "0 = keep.",
+    )
 
 
 class StorageSettings(Section):

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import orjson
 from sqlalchemy import BigInteger, LargeBinary, String, Text, bindparam, text
 
-from modules.storage.columns import UtcDateTime
+from modules.storage.columns import NOW_SQLITE, UtcDateTime
 from modules.storage.operations import Transaction, read, write
 from modules.storage.outbox_queue import OutboxKey
 from modules.storage.statements import Statement
@@ -102,7 +102,6 @@ def document_key(address: OutboxKey) -> DocumentKey:
 
 _NAMES = ("tenant_id", "target", "collection", "namespace", "id")
 _THIS: Any = tuple(bindparam(name, type_=String()) for name in _NAMES)
-_NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
 _PUT_TEXT = (
     "INSERT INTO atlas_staged (tenant_id, target, collection, namespace, id, version, created_at, updated_at, deleted,"
     " digest, body, vector) VALUES (:tenant_id, :target, :collection, :namespace, :id, {now_us},"
@@ -122,7 +121,7 @@ _PUTTING = (
     bindparam("vector", type_=LargeBinary()),
 )
 _PUT = Statement(
-    sqlite=text(_PUT_TEXT.format(now=_NOW_SQLITE, now_us=_NOW_SQLITE, greatest="max")).bindparams(*_PUTTING),
+    sqlite=text(_PUT_TEXT.format(now=NOW_SQLITE, now_us=NOW_SQLITE, greatest="max")).bindparams(*_PUTTING),
     postgresql=text(
         _PUT_TEXT.format(
             now="statement_timestamp()",

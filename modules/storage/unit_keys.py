@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from sqlalchemy import BigInteger, Double, String, Text, bindparam, text
 
+from modules.storage.columns import NOW_SQLITE
 from modules.storage.operations import Transaction, write
 from modules.storage.statements import Statement
 from modules.store_common.errors import IdempotencyConflictError
@@ -19,7 +20,6 @@ from modules.store_common.values import check_identifier, decode_json, encode_js
 
 __all__ = ["UnitKey", "UnitRecord", "enter_key", "keep_result", "make_key", "probe_key", "purge_keys"]
 
-_NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
 _THIS = (bindparam("tenant_id", type_=String()), bindparam("key", type_=String()))
 _ENTER_TEXT = (
     "INSERT INTO atlas_units (tenant_id, key, digest, created_at) VALUES (:tenant_id, :key, :digest, {now})"
@@ -27,7 +27,7 @@ _ENTER_TEXT = (
 )
 _ENTERING = (*_THIS, bindparam("digest", type_=String()))
 _ENTER = Statement(
-    sqlite=text(_ENTER_TEXT.format(now=_NOW_SQLITE)).bindparams(*_ENTERING),
+    sqlite=text(_ENTER_TEXT.format(now=NOW_SQLITE)).bindparams(*_ENTERING),
     postgresql=text(_ENTER_TEXT.format(now="statement_timestamp()")).bindparams(*_ENTERING),
 )
 _FIND = Statement(
@@ -46,7 +46,7 @@ _PURGE_TEXT = (
 )
 _PURGING: Any = (bindparam("seconds", type_=Double()), bindparam("limit", type_=BigInteger))
 _PURGE = Statement(
-    sqlite=text(_PURGE_TEXT.format(before=_NOW_SQLITE + " - CAST(:seconds * 1000000 AS INTEGER)")).bindparams(
+    sqlite=text(_PURGE_TEXT.format(before=NOW_SQLITE + " - CAST(:seconds * 1000000 AS INTEGER)")).bindparams(
         *_PURGING
     ),
     postgresql=text(

@@ -11,6 +11,7 @@ from modules.store_common.values import encode_json
 if TYPE_CHECKING:
     from modules.conversation_store.repository import ConversationStore
     from modules.job_store.repository import JobStore
+    from modules.storage.unit_documents import UnitDocuments
     from modules.storage.unit_staging import Staging
     from modules.storage.vectors.base import VectorProvider
     from modules.store_common.tenancy import TenantPolicy
@@ -73,9 +74,14 @@ class UnitStores(abc.ABC):
         return store
 
     @property
-    def documents(self) -> Any:
-        """Documents of MongoDB, staged: kept with the unit and applied by a relay after COMMIT."""
-        return self._store("documents")
+    def documents(self) -> UnitDocuments:
+        """Documents of MongoDB, staged: kept with the unit and applied by a relay after COMMIT.
+
+        Raises:
+            NotConfiguredError: there is no target `mongo`.
+        """
+        store: UnitDocuments = self._store("documents")
+        return store
 
     @property
     def result(self) -> Any:

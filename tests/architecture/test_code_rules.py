@@ -31,6 +31,14 @@ SAFE_YAML_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader", "SafeLoader", "CSafe
 DYNAMIC_IMPORTS: Dict[Tuple[str, str], str] = {
     ("modules/storage/__init__.py", "__getattr__"): "the name is a value of the constant table above it",
     (
+        "modules/orchestration/__init__.py",
+        "__getattr__",
+    ): "the name is a value of the constant table above it",
+    (
+        "modules/orchestration/handlers.py",
+        "load_handlers",
+    ): "the command line names modules of the operator's own (--import), as `python -m` does; no data does",
+    (
         "modules/storage/vectors/registry.py",
         "get_vector_provider",
     ): "the name is a value of the constant table _OURS; what others bring is loaded by their entry point",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from dataclasses import replace
@@ -60,7 +61,7 @@ class TestChromaEmbedded(VectorProviderContract):
 
 class TestChromaServer(VectorProviderContract):
     # a collection of the server takes longer to make
-    fuzz = 200
+    fuzz = 1000 if os.environ.get("ATLAS_TEST_FULL") else 200
     odd_names = 50
 
     @pytest.fixture

@@ -8,7 +8,9 @@ from modules.storage.commands import (
     conversations,
     data,
     demo,
+    embed,
     kv,
+    outbox,
     schema,
     serve,
     setup,
@@ -29,5 +31,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, kv, vectors, serve, tokens, demo):
+for room in (setup, schema, status, data, conversations, embed, kv, vectors, outbox, serve, tokens, demo):
     room.register(app)

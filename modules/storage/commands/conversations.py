@@ -91,12 +91,13 @@ async def search(
     role: Optional[str] = typer.Option(
         None, "--role", help="Only messages of this role.", show_default=False
     ),
-    limit: int = typer.Option(10, "--limit", min=1, max=10_000, help="At most so many."),
+    mode: str = typer.Option("text", "--mode", help="text (by words), semantic (by meaning) or hybrid."),
+    limit: int = typer.Option(10, "--limit", min=1, max=1_000, help="At most so many."),
 ) -> None:
-    """Search the text of messages; the best first."""
-    async with call.storage() as storage:
+    """Search the messages; the best first. Says on stderr when some may be missing."""
+    async with call.storage(background=False) as storage:
         hits = await storage.conversations.search(
-            " ".join(text), conversation_id=conversation, role=role, limit=limit
+            " ".join(text), mode=mode, conversation_id=conversation, role=role, limit=limit
         )
     if call.out.as_json:
         call.out.records(hit.to_dict() for hit in hits)
@@ -114,6 +115,8 @@ async def search(
         call.out.table(["score", "conversation", "no", "who", "text"], rows)
     else:
         call.out.line("Nothing found.")
+    if not hits.complete:
+        call.out.warn(f"messages may be missing: {hits.reason}")
 
 
 def register(app: typer.Typer) -> None:

@@ -181,6 +181,7 @@ def _next(call: Invocation, found: Dict[str, Any]) -> None:
         f"atlas-storage kv list {_NAMESPACE} {tenant}",
         "atlas-storage import your-conversations.json",
         "atlas-storage doctor",
+        f"make serve    (or: atlas-storage serve --login {tenant}): the dashboard on this data",
     ):
         call.out.line(f"   {line}")
 

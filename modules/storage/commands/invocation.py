@@ -89,12 +89,12 @@ class Invocation:
         return settings
 
     @asynccontextmanager
-    async def storage(self) -> AsyncIterator[StorageManager]:
-        """Open the storage for the block, as the tenant of `--tenant`."""
+    async def storage(self, *, background: bool = True) -> AsyncIterator[StorageManager]:
+        """Open the storage for the block, as the tenant of `--tenant`; `background` as for `StorageManager`."""
         from modules.storage.manager import StorageManager
 
         with self.as_tenant():
-            async with StorageManager(self.settings) as storage:
+            async with StorageManager(self.settings, background=background) as storage:
                 yield storage
 
     def as_tenant(self) -> Any:

@@ -87,18 +87,48 @@ class Output:
             sys.stdout.write(_json(record) + "\n")
 
     @contextmanager
-    def progress(self, title: str, total: Optional[int]) -> Iterator[Callable[[int, str], None]]:
-        """Show a bar by bytes on stderr where that is a terminal; gives the function to call with (bytes, remark)."""
+    def progress(
+        self, title: str, total: Optional[int], *, is_bytes: bool = True
+    ) -> Iterator[Callable[[int, str], None]]:
+        """Show a bar on stderr where that is a terminal; gives the function to call with (what is done, remark).
+
+        Args:
+            title: What goes on.
+            total: When it is done; None: not known.
+            is_bytes: Count bytes, else things.
+        """
         if self.as_json or not sys.stderr.isatty():
             yield lambda done, remark: None
             return
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()]
+        counted = DownloadColumn() if is_bytes else MofNCompleteColumn()
+        columns = [TextColumn("{task.description}"), BarColumn(), counted, TimeRemainingColumn()]
         with Progress(*columns, TextColumn("{task.fields[remark]}"), console=Console(stderr=True)) as bar:
             task = bar.add_task(plain_text(title), total=total, remark="")
             yield lambda done, remark: bar.update(task, completed=done, remark=remark)
+
+    @contextmanager
+    def counting(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a bar by count on stderr where that is a terminal; gives the function to call with how many are done."""
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda done: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(plain_text(title), total=total)
+            yield lambda done: bar.update(task, completed=done)
 
 
 def _console_class() -> Type[Console]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Dict, Optional
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Optional
 
 import typer
 
 from modules.storage.commands.invocation import Invocation, command
 from modules.store_common.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from modules.Server.serving import HttpServer
+    from modules.storage.manager import StorageManager
+    from modules.storage.settings import ServerSettings
 
 __all__ = ["register", "serve"]
 
@@ -32,6 +38,11 @@ async def serve(
     port: Optional[int] = typer.Option(
         None, "--port", help="TCP port; 0 = any that is free.", min=0, max=65535
     ),
+    login: bool = typer.Option(
+        False,
+        "--login",
+        help="Make a token of the tenant that may do everything while this runs, and print it.",
+    ),
 ) -> None:
     """Serve the HTTP API and the dashboard until Ctrl-C or SIGTERM."""
     try:
@@ -45,17 +56,37 @@ async def serve(
     )
     async with call.storage() as storage:
         server = HttpServer(storage, settings.server)
-        await server.start()
-        call.out.document({"url": server.url})
-        call.out.line(f"Dashboard and API at {server.url}", style="bold")
-        if not settings.server.is_local:
-            call.out.warn(
-                "warning: reachable from other machines, without TLS; put a proxy with TLS in front of it"
-            )
+        async with _token_for_now(storage, login) as token:
+            await server.run(lambda: _tell(call, server, settings.server, token))
+
+
+def _tell(call: Invocation, server: HttpServer, settings: ServerSettings, token: Optional[str]) -> None:
+    found = {"url": server.url}
+    call.out.document(found if token is None else {**found, "token": token})
+    call.out.line(f"Dashboard and API at {server.url}", style="bold")
+    if not settings.is_local:
+        call.out.warn(
+            "warning: reachable from other machines, without TLS; put a proxy with TLS in front of it"
+        )
+    if token is None:
         call.out.line("Log in with a token: atlas-storage token create NAME --scope write")
-        call.out.line("Ctrl-C ends it.")
-        sys.stdout.flush()
-        await server.run()
+    else:
+        call.out.line("Log in with this token, which ends with the server:")
+        call.out.raw(token + "\n")
+    call.out.line("Ctrl-C ends it.")
+    sys.stdout.flush()
+
+
+@asynccontextmanager
+async def _token_for_now(storage: StorageManager, wanted: bool) -> AsyncIterator[Optional[str]]:
+    if not wanted:
+        yield None
+        return
+    made = await storage.access.create_token("serve --login", scopes=["admin"], lifetime_seconds=86400.0)
+    try:
+        yield made.text
+    finally:
+        await storage.access.revoke_token(made.token.id)
 
 
 def _log_to_stderr(call: Invocation) -> None:

@@ -171,9 +171,23 @@ def _directory(wanted: Path) -> Dict[str, str]:
 
 def _stores(found: StorageHealthStatus) -> List[Dict[str, str]]:
     words = {HealthStatus.HEALTHY: "ok", HealthStatus.DEGRADED: "warning"}
-    return [
+    items = [
         _item(name, words.get(component.status, "problem"), _details(component), component.message)
         for name, component in found.components.items()
+    ]
+    store = found.vector_store
+    former = [] if store is None else store.details.get("former_embeddings", [])
+    return [
+        *items,
+        *[
+            _item(
+                "embedder",
+                "warning",
+                f"changes of messages are still noted for {name}, which is configured no more; its vectors and backlog "
+                "stay until `atlas-storage embed --forget-former`",
+            )
+            for name in former
+        ],
     ]
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import datetime
 from functools import partial
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from modules.storage.vectors.base import VectorProvider
 from modules.storage.vectors.checks import CollectionSpec, PreparedDocument, replace_spec, require_no_options
@@ -104,7 +105,13 @@ class ChromaProvider(VectorProvider):
             transactional=False,
             immediately_consistent=True,
             persistent=True,
+            deletes_by_age=True,
         )
+
+    @property
+    def place(self) -> str:
+        """The directory or the server, and the database there."""
+        return self._link.place
 
     @property
     def is_initialized(self) -> bool:
@@ -275,6 +282,29 @@ class ChromaProvider(VectorProvider):
 
         async with self._lock(tenant_id, spec):
             return await self._on(tenant_id, spec, work)
+
+    async def _delete_older(
+        self, tenant_id: str, spec: CollectionSpec, before: datetime
+    ) -> AsyncIterator[int]:
+        async def list_ids(handle: Any) -> List[str]:
+            return await self._space.candidates(handle, None, None)
+
+        ids = await self._on(tenant_id, spec, list_ids)
+        for start in range(0, len(ids), CHUNK_ROWS):
+            part = ids[start : start + CHUNK_ROWS]
+
+            async def work(handle: Any, part: List[str] = part) -> int:
+                found = await self._link.run("read rows", lambda: handle.get(ids=part, include=["metadatas"]))
+                times = zip(found["ids"], map(row_time, found["metadatas"]))
+                return await self._remove(
+                    handle, [item for item, at in times if at is not None and at < before]
+                )
+
+            async with self._lock(tenant_id, spec):
+                yield await self._on(tenant_id, spec, work)
+
+    async def _list_tenants(self) -> List[str]:
+        return await self._space.tenants()
 
     async def _get(
         self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]

@@ -69,6 +69,11 @@ class ChromaLink(abc.ABC):
         self.damaged: Dict[str, str] = {}
 
     @property
+    @abc.abstractmethod
+    def place(self) -> str:
+        """Which Chroma this is; two of one place see the same."""
+
+    @property
     def is_open(self) -> bool:
         """Whether it is open."""
         return self._client is not None
@@ -184,6 +189,11 @@ class EmbeddedLink(ChromaLink):
         self._directory = Path(directory)
         self._worker: Optional[Worker] = None
 
+    @property
+    def place(self) -> str:
+        """The directory, and the database in it."""
+        return f"chroma {self._directory.expanduser().absolute()} {self._tenant} {self._database}"
+
     async def open(self) -> None:
         """Check the files and open them, in the thread."""
         if self._client is not None:
@@ -294,6 +304,11 @@ class ServerLink(ChromaLink):
         self._port = port
         self._token = token
         self._server: Any = None
+
+    @property
+    def place(self) -> str:
+        """The server, and the database on it."""
+        return f"chroma {self._host} {self._port} {self._tenant} {self._database}"
 
     async def open(self) -> None:
         """Connect and see that tenant and database are there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, AsyncIterator, Dict, List, Optional, Sequence, Set, Tuple
 
 from modules.storage.vectors.checks import CollectionSpec
 from modules.storage.vectors.chroma_client import ChromaLink, ChromaNotFoundError
@@ -173,8 +173,29 @@ class Space:
 
     async def all(self, tenant_id: str) -> List[CollectionSpec]:
         """Return the specs of a tenant's collections, their handles kept."""
-        client = self.link.client
         found: Dict[str, CollectionSpec] = {}
+        async for handle in self._every():
+            own = spec_of(handle)
+            if own is None or own[0] != tenant_id:
+                continue
+            spec = own[1]
+            if handle.name != physical_name(tenant_id, spec.name):
+                # the copy of a rebuild counts only where the original is gone already
+                if spec.name not in found and await self.find(tenant_id, spec.name) is not None:
+                    found[spec.name] = spec
+                continue
+            self._handles[tenant_id, spec.name] = handle
+            found[spec.name] = spec
+        return list(found.values())
+
+    async def tenants(self) -> List[str]:
+        """Return the tenants that have collections."""
+        return sorted(
+            {own[0] async for handle in self._every() for own in [spec_of(handle)] if own is not None}
+        )
+
+    async def _every(self) -> AsyncIterator[Any]:
+        client = self.link.client
         offset = 0
         while True:
             page = await self.link.run(
@@ -182,19 +203,9 @@ class Space:
                 partial(client.list_collections, limit=_PAGE, offset=offset),
             )
             for handle in page:
-                own = spec_of(handle)
-                if own is None or own[0] != tenant_id:
-                    continue
-                spec = own[1]
-                if handle.name != physical_name(tenant_id, spec.name):
-                    # the copy of a rebuild counts only where the original is gone already
-                    if spec.name not in found and await self.find(tenant_id, spec.name) is not None:
-                        found[spec.name] = spec
-                    continue
-                self._handles[tenant_id, spec.name] = handle
-                found[spec.name] = spec
+                yield handle
             if len(page) < _PAGE:
-                return list(found.values())
+                return
             offset += len(page)
 
     async def handle(self, tenant_id: str, spec: CollectionSpec) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from datetime import datetime
+from typing import TYPE_CHECKING, AsyncIterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from modules.storage.vectors.errors import VectorStoreError
 
 if TYPE_CHECKING:
     from modules.storage.vectors.checks import CollectionSpec, PreparedDocument
@@ -124,6 +127,14 @@ class VectorEngine(abc.ABC):
     @abc.abstractmethod
     async def _search(self, spec: CollectionSpec, query: Query) -> List[SearchResults]:
         """Answer every query vector."""
+
+    def _delete_older(self, tenant_id: str, spec: CollectionSpec, before: datetime) -> AsyncIterator[int]:
+        """Delete what was created before `before`, in all namespaces, in small steps; yield how many after each."""
+        raise VectorStoreError(f"the vector store {type(self).__name__} cannot delete documents by their age")
+
+    async def _list_tenants(self) -> List[str]:
+        """Return the tenants that have collections, in any order; for upkeep across tenants."""
+        raise VectorStoreError(f"the vector store {type(self).__name__} cannot list its tenants")
 
     async def _rebuild_index(self, tenant_id: str, spec: CollectionSpec) -> CollectionSpec:
         """Rebuild the search index; the default has none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import AsyncIterator, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,7 @@ class InMemoryProvider(VectorProvider):
             transactional=False,
             immediately_consistent=True,
             persistent=False,
+            deletes_by_age=True,
         )
 
     @property
@@ -156,6 +157,18 @@ class InMemoryProvider(VectorProvider):
         for item in gone:
             del space[item]
         return len(gone)
+
+    async def _delete_older(
+        self, tenant_id: str, spec: CollectionSpec, before: datetime
+    ) -> AsyncIterator[int]:
+        for space in self._collection(tenant_id, spec).spaces.values():
+            gone = [item for item, row in space.items() if row.created_at < before]
+            for item in gone:
+                del space[item]
+            yield len(gone)
+
+    async def _list_tenants(self) -> List[str]:
+        return sorted({tenant for tenant, _ in self._collections})
 
     async def _get(
         self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]

@@ -30,6 +30,11 @@ class ProviderLifecycle(VectorEngine):
         self._specs: Dict[Tuple[str, str], CollectionSpec] = {}
         self._first_use: Optional[OpenOnce] = None
 
+    @property
+    def place(self) -> str:
+        """Which store this is, of those that the provider can open: two providers of one place see the same documents."""
+        return self.name
+
     @classmethod
     def from_context(cls, context: VectorContext) -> VectorProvider:
         """Make a provider for a storage manager, without I/O; see docs/vectors.md, "Write your own provider".

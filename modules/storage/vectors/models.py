@@ -160,6 +160,7 @@ class Capabilities:
         immediately_consistent: A write is visible to the next read.
         persistent: Data survives the process.
         max_top_k: Largest `top_k`.
+        deletes_by_age: `delete_older`, and with it `retention.vector_days`, works.
         metrics: The metrics it can be created with.
     """
 
@@ -169,6 +170,7 @@ class Capabilities:
     immediately_consistent: bool
     persistent: bool
     max_top_k: int = 10_000
+    deletes_by_age: bool = False
     metrics: Sequence[DistanceMetric] = tuple(DistanceMetric)
 
 

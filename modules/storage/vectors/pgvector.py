@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from datetime import datetime
+from typing import Any, AsyncIterator, Dict, List, Optional, Sequence, Tuple
 
 from modules.storage.operations import Executor
 from modules.storage.statements import Row
@@ -127,6 +128,7 @@ class PgvectorProvider(IndexedProvider):
             build_timeout_s=self._build_timeout_s,
         )
         joined._schema = self._schema
+        joined._specs = dict(self._specs)
         if self._schema is None:
             # opened by its first call, in the unit's own transaction
             joined.open_on_use()
@@ -143,6 +145,7 @@ class PgvectorProvider(IndexedProvider):
             transactional=True,
             immediately_consistent=True,
             persistent=True,
+            deletes_by_age=True,
         )
 
     @property
@@ -280,6 +283,20 @@ class PgvectorProvider(IndexedProvider):
             tenant_id, spec, operations.delete_where, table, tenant_id, namespace, _bind(table, tree)
         )
         return deleted
+
+    async def _delete_older(
+        self, tenant_id: str, spec: CollectionSpec, before: datetime
+    ) -> AsyncIterator[int]:
+        table, after = self._table(spec), ("", "")
+        while after is not None:
+            gone, after = await self._run_on(
+                tenant_id, spec, operations.delete_older, table, tenant_id, before, after
+            )
+            yield gone
+
+    async def _list_tenants(self) -> List[str]:
+        found: List[str] = await self._run(schema.list_tenants)
+        return found
 
     async def _get(
         self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]

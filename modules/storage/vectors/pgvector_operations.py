@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from datetime import datetime
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from modules.store_common.values import encode_text
 __all__ = [
     "count",
     "delete_ids",
+    "delete_older",
     "delete_where",
     "get",
     "scroll",
@@ -25,6 +27,9 @@ __all__ = [
     "upsert_part",
     "upsert_parts",
 ]
+
+# Rows looked at in one transaction by `delete_older`.
+_AGED_ROWS = 2_000
 
 
 def to_document(row: Row) -> VectorDocument:
@@ -104,6 +109,28 @@ async def delete_where(
     """Delete what passes; how many."""
     filters = {} if bound is None else bound.params
     return await tx.run(table.delete_where(bound), tenant=tenant_id, space=namespace, **filters)
+
+
+@write(atomic=False)
+async def delete_older(
+    tx: Transaction,
+    table: CollectionStatements,
+    tenant_id: str,
+    before: datetime,
+    after: Tuple[str, str],
+) -> Tuple[int, Optional[Tuple[str, str]]]:
+    """Look at the next rows after (namespace, id) and delete the old ones; how many, and where to go on."""
+    row = await tx.first(
+        table.delete_older,
+        tenant=tenant_id,
+        before=before,
+        space=after[0],
+        after=after[1],
+        row_limit=_AGED_ROWS,
+    )
+    if row is None:
+        return 0, None
+    return row[0], (row[2], row[3]) if row[1] == _AGED_ROWS else None
 
 
 @read

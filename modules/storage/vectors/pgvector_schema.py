@@ -28,6 +28,7 @@ __all__ = [
     "create_collection",
     "delete_collection",
     "list_registrations",
+    "list_tenants",
     "open_database",
     "read_registration",
     "save_state",
@@ -74,6 +75,9 @@ _READ = Statement(
 )
 _LIST = Statement(
     text(f"SELECT {_COLUMNS} FROM {REGISTRY} WHERE tenant_id = :tenant ORDER BY name").columns(**_TYPES)
+)
+_TENANTS = Statement(
+    text(f"SELECT DISTINCT tenant_id FROM {REGISTRY} ORDER BY tenant_id").columns(tenant_id=Text)
 )
 _REGISTER = Statement(
     text(
@@ -181,6 +185,12 @@ async def read_registration(tx: Transaction, tenant_id: str, name: str) -> Optio
 async def list_registrations(tx: Transaction, tenant_id: str) -> List[Row]:
     """Return what `read_registration` does for every collection of the tenant."""
     return await tx.all(_LIST, tenant=tenant_id)
+
+
+@read
+async def list_tenants(tx: Transaction) -> List[str]:
+    """Return the tenants that have collections."""
+    return [row[0] for row in await tx.all(_TENANTS)]
 
 
 @write(atomic=False)

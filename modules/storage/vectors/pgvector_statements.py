@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import ColumnElement
@@ -212,6 +213,40 @@ class CollectionStatements:
             ("delete", _shape(bound)),
             lambda: Statement(delete(self._table).where(*self._where(_tree(bound)))),
         )
+
+    @property
+    def delete_older(self) -> Statement:
+        """Look at the next rows and delete the old ones: how many went, how many were looked at, and the last of them."""
+        return self._kept(("older",), self._make_delete_older)
+
+    def _make_delete_older(self) -> Statement:
+        c = self._table.c
+        start = tuple_(_SPACE, bindparam("after", type_=Text()))
+        part = (
+            select(c.namespace, c.id)
+            .where(c.tenant_id == _TENANT, tuple_(c.namespace, c.id) > start)
+            .order_by(c.namespace, c.id)
+            .limit(_LIMIT)
+            .cte("part")
+        )
+        gone = (
+            delete(self._table)
+            .where(
+                c.tenant_id == _TENANT,
+                c.namespace == part.c.namespace,
+                c.id == part.c.id,
+                c.created_at < bindparam("before", type_=UtcDateTime()),
+            )
+            .returning(c.id)
+            .cte("gone")
+        )
+        counts: List[Any] = [
+            select(func.count(type_=Integer())).select_from(cte).scalar_subquery() for cte in (gone, part)
+        ]
+        last = select(*counts, part.c.namespace, part.c.id).order_by(
+            part.c.namespace.desc(), part.c.id.desc()
+        )
+        return Statement(last.limit(1))
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ is eventually consistent: what was written is searchable a little later, unless 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from datetime import datetime
+from typing import Any, AsyncIterator, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from modules.storage.vectors.checks import CollectionSpec, PreparedDocument
 from modules.storage.vectors.engine import Query
@@ -18,7 +19,7 @@ from modules.storage.vectors.pinecone_client import in_parallel
 from modules.storage.vectors.pinecone_collections import PineconeCollections
 from modules.storage.vectors.pinecone_filters import compile_filter
 from modules.storage.vectors.pinecone_names import collection_prefix, namespace_name, to_record_id
-from modules.storage.vectors.pinecone_records import CREATED, STAMP, Record, to_document, to_record
+from modules.storage.vectors.pinecone_records import CREATED, STAMP, Record, is_older, to_document, to_record
 from modules.storage.vectors.pinecone_registry import GENERATION
 from modules.storage.vectors.pinecone_search import passes, search_one
 from modules.storage.vectors.pinecone_space import Space, namespace_counts
@@ -140,6 +141,22 @@ class PineconeProvider(PineconeCollections):
         await space.delete(list(gone))
         await self._until_gone(space, gone)
         return len(gone)
+
+    async def _delete_older(
+        self, tenant_id: str, spec: CollectionSpec, before: datetime
+    ) -> AsyncIterator[int]:
+        current = await self._current(tenant_id, spec)
+        connection, index = self._open()[0], await self._index_for(current)
+        prefix = collection_prefix(self._prefix, tenant_id, current.options[GENERATION])
+        for name in await namespace_counts(connection, index, prefix):
+            space = Space(connection, index, name)
+            async for page in space.ids():
+                found = await space.fetch(page)
+                old = {key: item for key, item in found.items() if is_older(item.metadata or {}, before)}
+                if old:
+                    await space.delete(list(old))
+                    await self._until_gone(space, old)
+                yield len(old)
 
     async def _until_gone(self, space: Space, found: Mapping[str, Any]) -> None:
         if found and self._wait_for_visibility:

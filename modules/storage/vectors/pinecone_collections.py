@@ -82,7 +82,13 @@ class PineconeCollections(VectorProvider):
             immediately_consistent=False,
             persistent=True,
             max_top_k=MAX_TOP_K,
+            deletes_by_age=True,
         )
+
+    @property
+    def place(self) -> str:
+        """The index, and how the namespaces begin in it."""
+        return f"pinecone {self._options.host or ''} {self._index_name} {self._prefix}"
 
     @property
     def is_initialized(self) -> bool:
@@ -191,6 +197,9 @@ class PineconeCollections(VectorProvider):
             (spec, counts.get(collection_prefix(self._prefix, tenant_id, spec.options[GENERATION]), 0))
             for spec in specs
         ]
+
+    async def _list_tenants(self) -> List[str]:
+        return await self._open()[2].tenants()
 
     async def _index_for(self, spec: CollectionSpec) -> Index:
         found = await self._open()[0].index(

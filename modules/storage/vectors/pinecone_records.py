@@ -31,6 +31,7 @@ __all__ = [
     "Record",
     "batches",
     "fetch_groups",
+    "is_older",
     "metadata_bytes",
     "rows_per_result",
     "sendable",
@@ -143,6 +144,11 @@ def to_document(
         namespace=namespace,
         created_at=from_microseconds(int(fields[CREATED])) if CREATED in fields else None,
     )
+
+
+def is_older(fields: Mapping[str, Any], before: datetime) -> bool:
+    """Whether a record of ours was created before `before`."""
+    return CREATED in fields and int(fields[CREATED]) < to_microseconds(before)
 
 
 def batches(records: Sequence[Record]) -> Iterator[List[Record]]:

@@ -6,7 +6,7 @@ twice and is part of its namespaces: what a deleted collection left behind is ne
 
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, List, Mapping, Optional
+from typing import Any, AsyncIterator, Dict, List, Mapping, Optional
 
 import numpy as np
 import orjson
@@ -52,13 +52,21 @@ class Registry:
         async for page in self._space.ids(registry_prefix(tenant_id)):
             yield [_decoded(item.metadata) for item in (await self._space.fetch(page)).values()]
 
+    async def tenants(self) -> List[str]:
+        """Return the tenants that have collections."""
+        found = set()
+        async for page in self._space.ids():
+            for item in (await self._space.fetch(page)).values():
+                found.add(_stored(item.metadata).get("tenant"))
+        return sorted(tenant for tenant in found if isinstance(tenant, str))
+
     async def add(self, tenant_id: str, spec: CollectionSpec) -> None:
         """Add a collection and wait until it is visible.
 
         Raises:
             VectorCollectionError: another process added one of this name at the same time.
         """
-        record = _encoded(registry_id(tenant_id, spec.name), spec, self._space.index.dimension)
+        record = _encoded(tenant_id, spec, self._space.index.dimension)
         await self._space.upsert([record])
         winner: List[CollectionSpec] = []
 
@@ -83,9 +91,11 @@ class Registry:
         await until(gone, self._timeout_s, "the collection was deleted, but Pinecone still shows it")
 
 
-def _encoded(key: str, spec: CollectionSpec, dimension: int) -> Record:
+def _encoded(tenant_id: str, spec: CollectionSpec, dimension: int) -> Record:
+    key = registry_id(tenant_id, spec.name)
     text = encode_json(
         {
+            "tenant": tenant_id,
             "name": spec.name,
             "dimension": spec.dimension,
             "metric": spec.metric.value,
@@ -106,9 +116,14 @@ def _encoded(key: str, spec: CollectionSpec, dimension: int) -> Record:
     return Record(key, values.tolist(), fields, size + 4 * dimension + len(key) + 64)
 
 
+def _stored(fields: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    stored: Dict[str, Any] = decode_json((fields or {})[_FIELD])
+    return stored
+
+
 def _decoded(fields: Optional[Mapping[str, Any]]) -> CollectionSpec:
     try:
-        stored = decode_json((fields or {})[_FIELD])
+        stored = _stored(fields)
         return CollectionSpec(
             stored["name"],
             stored["dimension"],

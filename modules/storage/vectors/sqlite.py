@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from datetime import datetime
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from modules.storage.opening import run_in_thread
 from modules.storage.operations import Executor
 from modules.storage.statements import Row
 from modules.storage.vectors import sqlite_operations as operations
+from modules.storage.vectors import sqlite_upkeep as upkeep
 from modules.storage.vectors.base import VectorProvider
 from modules.storage.vectors.checks import CollectionSpec, PreparedDocument, require_no_options
 from modules.storage.vectors.engine import Query
@@ -77,6 +79,7 @@ class SQLiteVectorProvider(VectorProvider):
             transactional=True,
             immediately_consistent=True,
             persistent=True,
+            deletes_by_age=True,
         )
 
     @property
@@ -93,6 +96,7 @@ class SQLiteVectorProvider(VectorProvider):
         """Return a provider inside a unit of work's transaction. It keeps no matrices: what it sees may be undone."""
         made = SQLiteVectorProvider(executor, tenancy=self._tenancy, cache_bytes=0)
         made._workers = self._workers
+        made._specs = dict(self._specs)
         made._joined = True
         return made
 
@@ -211,6 +215,24 @@ class SQLiteVectorProvider(VectorProvider):
             return await self._executor.run(operations.delete_matching, place, tree)
 
         return await self._present(tenant_id, spec, call)
+
+    async def _delete_older(
+        self, tenant_id: str, spec: CollectionSpec, before: datetime
+    ) -> AsyncIterator[int]:
+        after: Optional[Tuple[str, str]] = ("", "")
+        while after is not None:
+            start = after
+            gone, after = await self._present(
+                tenant_id,
+                spec,
+                lambda spec, number, start=start: self._executor.run(  # type: ignore[misc]
+                    upkeep.delete_older, tenant_id, number, before, start
+                ),
+            )
+            yield gone
+
+    async def _list_tenants(self) -> List[str]:
+        return await self._executor.run(upkeep.list_tenants)
 
     async def _get(
         self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]

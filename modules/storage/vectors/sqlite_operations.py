@@ -53,11 +53,13 @@ __all__ = [
     "delete_collection",
     "delete_ids",
     "delete_matching",
+    "delete_rows",
     "get_documents",
     "list_collections",
     "look",
     "ping",
     "read_collection",
+    "read_state",
     "scroll",
     "upsert",
 ]
@@ -191,13 +193,13 @@ async def upsert(tx: Transaction, tenant: str, collection: int, rows: Sequence[D
 @write
 async def delete_ids(tx: Transaction, place: Place, ids: Sequence[str]) -> int:
     """Delete by id; how many were there."""
-    return await _delete(tx, place, ids)
+    return await delete_rows(tx, place, ids)
 
 
 @write
 async def delete_matching(tx: Transaction, place: Place, tree: Filter) -> int:
     """Delete what passes the filter; how many."""
-    return await _delete(tx, place, await _matching(tx, place, tree))
+    return await delete_rows(tx, place, await _matching(tx, place, tree))
 
 
 @write
@@ -216,15 +218,20 @@ async def _bump(tx: Transaction, tenant: str, collection: int) -> Tuple[int, int
     return row[0], row[1]
 
 
-async def _state(tx: Transaction, tenant: str, collection: int) -> Row:
-    """Return (changes, changes_known)."""
+async def read_state(tx: Transaction, tenant: str, collection: int) -> Row:
+    """Return (changes, changes_known), within an operation.
+
+    Raises:
+        CollectionGoneError: it is not there any more.
+    """
     row = await tx.first(STATE, tenant=tenant, collection=collection)
     if row is None:
         raise CollectionGoneError("the vector collection was deleted")
     return row
 
 
-async def _delete(tx: Transaction, place: Place, ids: Sequence[str]) -> int:
+async def delete_rows(tx: Transaction, place: Place, ids: Sequence[str]) -> int:
+    """Delete by id, within an operation; how many were there."""
     change, tombstones = await _bump(tx, place.tenant, place.collection)
     if not ids:
         return 0
@@ -249,7 +256,7 @@ async def _forget_tombstones(tx: Transaction, place: Place, change: int) -> None
 @read
 async def get_documents(tx: Transaction, place: Place, ids: Sequence[str]) -> List[Row]:
     """Return (id, change, created_at, metadata, content, vector) of those that are there."""
-    await _state(tx, place.tenant, place.collection)
+    await read_state(tx, place.tenant, place.collection)
     return await tx.all(DOCUMENTS, **place.params, ids=_json(ids))
 
 
@@ -258,7 +265,7 @@ async def count(
     tx: Transaction, tenant: str, collection: int, space: Optional[str], tree: Optional[Filter]
 ) -> int:
     """Count what passes."""
-    await _state(tx, tenant, collection)
+    await read_state(tx, tenant, collection)
     if tree is not None:
         return len(
             await _matching(tx, Place(tenant, collection, space or ""), tree, everywhere=space is None)
@@ -271,7 +278,7 @@ async def count(
 @read(snapshot=True)
 async def scroll(tx: Transaction, place: Place, tree: Optional[Filter], after: str, limit: int) -> List[Row]:
     """Return the next rows (as `get_documents`) that pass, by id."""
-    await _state(tx, place.tenant, place.collection)
+    await read_state(tx, place.tenant, place.collection)
     parts = None if tree is None else parts_of(tree)
     statement = FOLLOWING if tree is None else following(parts)
     found: List[Row] = []
@@ -313,7 +320,7 @@ async def look(
         seen: The change number of the matrix in memory; None when there is none.
         tree: The filter, where its matches are not known already.
     """
-    state = await _state(tx, place.tenant, place.collection)
+    state = await read_state(tx, place.tenant, place.collection)
     until: int = state[0]
     matching = None if tree is None else await _matching(tx, place, tree)
     if seen is not None:
@@ -338,7 +345,7 @@ async def chunk(tx: Transaction, place: Place, dimension: int, since: int, seen:
         seen: Rows from this change number on ...
         after: ... and within it from this id on are given.
     """
-    state = await _state(tx, place.tenant, place.collection)
+    state = await read_state(tx, place.tenant, place.collection)
     return await _delta(tx, place, dimension, since, seen, after, state)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     func,
     null,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects import sqlite
@@ -27,6 +28,7 @@ from modules.storage.vectors.sqlite_filters import FilterParts, conditions
 from modules.storage.vectors.sqlite_models import VectorCollectionRow, VectorRow, VectorTombstoneRow
 
 __all__ = [
+    "AGES",
     "BUMP",
     "CHANGED",
     "COLLECTION",
@@ -44,6 +46,7 @@ __all__ = [
     "MANY_GONE",
     "SET_TOMBSTONES",
     "STATE",
+    "TENANTS",
     "TOMBSTONE",
     "TOMBSTONES",
     "UPSERT",
@@ -150,6 +153,15 @@ UPSERT = Statement(
         },
     )
 )
+
+#: The next rows of all namespaces in the order of their keys, with their age.
+AGES = Statement(
+    select(_V.c.namespace, _V.c.id, _V.c.created_at)
+    .where(_ALL_ROWS, tuple_(_V.c.namespace, _V.c.id) > tuple_(_SPACE, bindparam("after", type_=Identifier)))
+    .order_by(_V.c.namespace, _V.c.id)
+    .limit(bindparam("limit", type_=BigInteger()))
+)
+TENANTS = Statement(select(_K.c.tenant_id).distinct().order_by(_K.c.tenant_id))
 
 COUNT = Statement(select(func.count()).select_from(_V).where(_ROWS))
 COUNT_ALL = Statement(select(func.count()).select_from(_V).where(_ALL_ROWS))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
+    "modules.storage.vectors.testing_age",
     "modules.storage.vectors.testing_base",
     "modules.storage.vectors.testing_collections",
     "modules.storage.vectors.testing_documents",
@@ -24,6 +25,7 @@ pytest.register_assert_rewrite(
     "modules.storage.vectors.testing_search",
 )
 
+from modules.storage.vectors.testing_age import AgeContract  # noqa: E402
 from modules.storage.vectors.testing_collections import CollectionContract  # noqa: E402
 from modules.storage.vectors.testing_documents import DocumentContract  # noqa: E402
 from modules.storage.vectors.testing_filters import FilterContract  # noqa: E402
@@ -35,6 +37,6 @@ __all__ = ["VectorProviderContract"]
 
 @pytest.mark.asyncio
 class VectorProviderContract(
-    CollectionContract, DocumentContract, SearchContract, FilterContract, RefusalContract
+    CollectionContract, DocumentContract, SearchContract, FilterContract, AgeContract, RefusalContract
 ):
     """Everything a vector store promises; a subclass overrides the fixture `make_provider`."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Awaitable, Callable, Dict, List, Type
 
 import numpy as np
@@ -70,6 +70,7 @@ _CALLS: Dict[str, _Call] = {
     "upsert": lambda p, t: p.upsert("docs", [VectorDocument("x", [9, 9, 9], "overwritten")], **t),
     "delete": lambda p, t: p.delete("docs", ["x", "y"], **t),
     "delete_where": lambda p, t: p.delete_where("docs", {"n": {"$gte": 0}}, **t),
+    "delete_older": lambda p, t: _delete_older(p, t),
     "clear_namespace": lambda p, t: p.clear_namespace("docs", "default", **t),
     "get": lambda p, t: p.get("docs", ["x", "y"], **t),
     "count": lambda p, t: p.count("docs", **t),
@@ -78,6 +79,12 @@ _CALLS: Dict[str, _Call] = {
     "search_many": lambda p, t: p.search_many("docs", [[1, 0, 0]], top_k=100, **t),
     "search_by_text": lambda p, t: p.search_by_text("docs", "text", embed_fn=lambda text: [1, 0, 0], **t),
 }
+
+
+async def _delete_older(provider: VectorProvider, tenant: Dict[str, Any]) -> int:
+    if not provider.capabilities.deletes_by_age:
+        return await provider.count("docs", **tenant)
+    return await provider.delete_older("docs", datetime(2999, 1, 1, tzinfo=timezone.utc), **tenant)
 
 
 def _tenant_methods() -> List[str]:

@@ -50,3 +50,64 @@ document.addEventListener("submit", (sent) => {
 document.addEventListener("change", (changed) => {
   if (changed.target.dataset?.submit !== undefined) changed.target.form.requestSubmit();
 });
+
+/* The board: cards move by dragging, or by Shift with an arrow; the server decides, and explains what it refuses. */
+function say(text, bad) {
+  const toast = document.getElementById("toast");
+  if (!toast) return;
+  toast.textContent = text;
+  toast.classList.toggle("bad", Boolean(bad));
+  toast.hidden = false;
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => { toast.hidden = true; }, 6000);
+}
+
+async function moveCard(card, column) {
+  const board = card.closest(".board");
+  const body = new URLSearchParams({ status: column.dataset.status, version: card.dataset.version });
+  const answer = await fetch(`/tasks/${card.dataset.id}/move`, { method: "POST", body, headers: { "X-Atlas-Csrf": board.dataset.csrf, Accept: "application/json" } });
+  const told = await answer.json().catch(() => ({}));
+  say(told.says || told.detail || "The server did not answer.", !answer.ok);
+  if (!answer.ok) return;
+  column.querySelector("ul").prepend(card);
+  card.dataset.version = Number(card.dataset.version) + 1;
+  card.focus();
+}
+
+document.addEventListener("dragstart", (drag) => {
+  const card = drag.target.closest?.(".card");
+  if (!card) return;
+  drag.dataTransfer.setData("text/plain", card.id);
+  drag.dataTransfer.effectAllowed = "move";
+  card.classList.add("moving");
+  document.body.classList.add("dragging");
+});
+document.addEventListener("dragend", () => {
+  document.body.classList.remove("dragging");
+  document.querySelectorAll(".moving, .over").forEach((each) => each.classList.remove("moving", "over"));
+});
+document.addEventListener("dragover", (drag) => {
+  const column = document.body.classList.contains("dragging") && drag.target.closest?.(".column");
+  if (!column) return;
+  drag.preventDefault();
+  document.querySelectorAll(".over").forEach((each) => each !== column && each.classList.remove("over"));
+  column.classList.add("over");
+});
+document.addEventListener("drop", (drag) => {
+  const column = drag.target.closest?.(".column");
+  const card = document.getElementById(drag.dataTransfer.getData("text/plain"));
+  if (!column || !card?.classList.contains("card")) return;
+  drag.preventDefault();
+  if (card.closest(".column") !== column) moveCard(card, column);
+});
+document.addEventListener("keydown", (press) => {
+  const card = press.target.closest?.(".card");
+  if (!card || press.target !== card) return;
+  if (press.key === "Enter") card.querySelector("a").click();
+  const column = card.closest(".column");
+  const next = { ArrowLeft: column.previousElementSibling, ArrowRight: column.nextElementSibling }[press.key];
+  if (!next) return;
+  press.preventDefault();
+  if (press.shiftKey && card.draggable) moveCard(card, next);
+  else next.querySelector(".card")?.focus();
+});

@@ -1,0 +1,91 @@
+"""P3 and P4: after any single fault at any step, and a second one during recovery, a unit is whole or absent in both stores.
+
+A part of the grid runs always; `ATLAS_TEST_FULL=1` runs every cell for every pair of stores. Counts are printed (`pytest -rA`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, AsyncIterator, Dict
+
+import pytest
+
+from tests.faults.outbox_grid import Cell, Grid, first_faults, second_faults
+from tests.support.sqlite import migrated_template
+
+FULL = bool(os.environ.get("ATLAS_TEST_FULL"))
+QUICK = [
+    *(Cell(point, "kill") for point in ("unit.outbox_written", "unit.before_commit", "unit.committed")),
+    *(Cell(point, "kill") for point in ("relay.claimed", "relay.applied", "unit.compensating")),
+    Cell("unit.before_commit", "raise"),
+    Cell("unit.committed", "duplicate"),
+    Cell("relay.before_apply", "hang"),
+    Cell("relay.applied", "lost"),
+    Cell("relay.applied", "duplicate"),
+    Cell("unit.committed", "kill", "relay.applied"),
+]
+PAIRS = [
+    "sqlite+second",
+    pytest.param("postgresql+second", marks=pytest.mark.postgresql),
+    "sqlite+chroma",
+    pytest.param("postgresql+chroma", marks=pytest.mark.postgresql),
+    pytest.param("postgresql+pinecone", marks=pytest.mark.postgresql),
+]
+
+
+def _sqlite(directory: Path, name: str) -> str:
+    shutil.copyfile(migrated_template(), directory / name)
+    return f"sqlite:///{directory / name}"
+
+
+@contextlib.asynccontextmanager
+async def _pair(name: str, directory: Path, databases: Any) -> AsyncIterator[Dict[str, Any]]:
+    sql, _, target = name.partition("+")
+    config: Dict[str, Any] = {
+        "sql": _sqlite(directory, "home.sqlite3") if sql == "sqlite" else databases.url(sql, migrated=True),
+        "target": target,
+    }
+    if target == "second":
+        config["second"] = _sqlite(directory, "second.sqlite3")
+        yield config
+    elif target == "chroma":
+        pytest.importorskip("chromadb")
+        from tests.support.chroma import ChromaServer
+
+        server = ChromaServer(directory / "chroma")
+        server.start()
+        try:
+            config["vectors"] = {
+                "backend": "chroma",
+                "chroma_host": "127.0.0.1",
+                "chroma_port": server.port,
+                "chroma_database": server.make_database(),
+            }
+            yield config
+        finally:
+            server.stop()
+    else:
+        pytest.importorskip("pinecone", minversion="10")
+        pytest.importorskip("aiohttp")
+        from tests.emulators.pinecone import PineconeEmulator
+
+        async with PineconeEmulator() as emulator:
+            config["options"] = {"api_key": emulator.api_key, "host": emulator.host, "dimension": 2}
+            yield config
+            emulator.check()
+
+
+@pytest.mark.timeout(3000 if FULL else 240)
+@pytest.mark.parametrize("pair", PAIRS if FULL else PAIRS[:1])
+async def test_every_cell_converges(pair: str, tmp_path: Path, databases: Any) -> None:
+    cells = [*first_faults(), *second_faults()] if FULL else QUICK
+    async with _pair(pair, tmp_path, databases) as config, Grid(config, tmp_path) as grid:
+        for cell in cells:
+            await grid.run(cell)
+        print(f"{pair}: {len(grid.hits)} cells hit of {len(cells)}, slowest recovery {grid.slowest_s:.1f} s")
+        for name, count in sorted(grid.hits.items()):
+            print(f"  {count} x {name}")
+        assert sum(grid.hits.values()) == len(cells)
