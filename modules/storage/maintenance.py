@@ -28,6 +28,7 @@ _SWEEP_EVERY_S = 60.0
 _INDEX_EVERY_S = 5.0
 _RETENTION_EVERY_S = 3600.0
 _SWEEP_BATCH = 1000
+_RESCUE_EVERY_S = 10.0
 
 _Duty = Tuple[str, float, Callable[[], Awaitable[int]]]
 
@@ -51,6 +52,7 @@ class Maintenance:
         settings: StorageSettings,
         tenancy: TenantPolicy,
         vectors: Optional[VectorStores] = None,
+        wake: Optional[Callable[[str], None]] = None,
         *,
         conversations: Optional[Executor] = None,
         kv: Optional[Executor] = None,
@@ -62,18 +64,30 @@ class Maintenance:
         self._kv = executor if kv is None else kv
         self._settings = settings
         self._tenancy = tenancy
+        self._wake = wake
 
     async def run(self) -> None:
         """Do every duty when it is due, for ever; ended by cancelling its task."""
         duties: List[_Duty] = [
             ("turns", _TURNS_EVERY_S, self.recover_turns),
             ("sweep", _SWEEP_EVERY_S, self.sweep),
+            ("jobs", _RESCUE_EVERY_S, self.rescue_jobs),
+            ("results", _SWEEP_EVERY_S, self.sweep_jobs),
         ]
         if self._conversations.dialect == "sqlite":
             duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
-        if retention.conversation_days or retention.conversation_history_limit or retention.vector_days:
+        if any(
+            (
+                retention.conversation_days,
+                retention.conversation_history_limit,
+                retention.task_days,
+                retention.vector_days,
+            )
+        ):
             duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
+        if retention.job_days:
+            duties.append(("job retention", _RETENTION_EVERY_S, self.purge_jobs))
         due = {name: 0.0 for name, _, _ in duties}
         while True:
             for name, every_s, duty in duties:
@@ -120,6 +134,25 @@ class Maintenance:
             if count < _SWEEP_BATCH:
                 return total
 
+    async def rescue_jobs(self) -> int:
+        """Have jobs whose worker is gone run again, of every tenant; return how many there were."""
+        from modules.job_store.maintenance import JobMaintenance
+
+        return await JobMaintenance(self._executor, wake=self._wake).rescue_expired()
+
+    async def sweep_jobs(self) -> int:
+        """Forget results of jobs whose time is over, and workers that are silent for a day; return how many results."""
+        from modules.job_store.maintenance import JobMaintenance
+
+        return await JobMaintenance(self._executor).sweep()
+
+    async def purge_jobs(self, tenant_id: Optional[str] = None) -> int:
+        """Remove finished jobs that are older than `retention.job_days`, of every tenant or one; return how many."""
+        from modules.job_store.maintenance import JobMaintenance
+
+        days = self._settings.retention.job_days
+        return await JobMaintenance(self._executor).purge(days, tenant_id) if days else 0
+
     async def retain(self, tenant_id: Optional[str] = None) -> Dict[str, int]:
         """Apply the configured retention to every tenant, or to one; return what was done, in rows."""
         from modules.conversation_store.maintenance import ConversationMaintenance
@@ -138,6 +171,7 @@ class Maintenance:
             complete = counts.pop("complete")
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
+        totals["tasks_deleted"] = await self._retain_tasks(tenant_id)
         if self._settings.retention.vector_days:
             totals["deleted_vectors"] = await self.retain_vectors(tenant_id)
         return totals
@@ -160,6 +194,12 @@ class Maintenance:
                 for name in registry.list_instances()
             ]
         )
+
+    async def _retain_tasks(self, tenant_id: Optional[str]) -> int:
+        from modules.task_store.maintenance import TaskMaintenance
+
+        days = self._settings.retention.task_days
+        return await TaskMaintenance(self._executor).run_retention(days, tenant_id=tenant_id)
 
     async def _retain_all(self) -> int:
         return sum((await self.retain()).values())

@@ -375,6 +375,7 @@ class StorageManager(UnitsOfWork, MongoAccess):
             self._settings,
             self._tenancy,
             self._vector_stores(),
+            self.wakeups.notify,
             conversations=self._executor_of("conversations"),
             kv=self._executor_of("kv"),
         )

@@ -22,6 +22,7 @@ __all__ = ["TABLES", "HealthResult", "health_checks", "verify_tables"]
 #: Tables without which a store cannot work, by the name of its health component.
 TABLES: Dict[str, Tuple[str, ...]] = {
     "conversation_store": ("atlas_conversations", "atlas_messages", "atlas_users", "atlas_sessions"),
+    "job_store": ("atlas_jobs", "atlas_job_runs", "atlas_job_schedules", "atlas_job_queues"),
     "kv_store": ("atlas_kv_entries",),
     "task_store": ("atlas_tasks", "atlas_task_events", "atlas_task_dependencies"),
 }
@@ -29,6 +30,8 @@ TABLES: Dict[str, Tuple[str, ...]] = {
 _LOW_DISK_BYTES = 256 * 1024 * 1024
 # A write-ahead log this large means that a reader keeps it from being emptied, in bytes.
 _LARGE_WAL_BYTES = 512 * 1024 * 1024
+# A job that has been due for longer is told as a degraded store, in seconds.
+_LONG_OVERDUE_S = 900.0
 # Messages that wait longer than this to be embedded are a sign that nobody embeds them, in seconds.
 _LATE_S = 600.0
 #: Status, what is wrong ("" when nothing is), details.
@@ -54,6 +57,8 @@ def health_checks(
         checks["mongo"] = mongo.check
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
+    checks["job_store"] = lambda: _check_jobs(pool)
+    checks["task_store"] = lambda: _check_tasks(pool)
     if vectors.backend != "none":
         checks["vector_store"] = lambda: _check_vectors(pool, vectors, semantic)
     return checks
@@ -73,6 +78,15 @@ async def verify_tables(
     if mongo is not None:
         found.update(await mongo.verify())
     return {"sql": await pool.health_check(), **found}
+
+
+async def _check_tasks(pool: SQLPool) -> HealthResult:
+    status, message, details = await _check_tables(pool, TABLES["task_store"])
+    if message:
+        return status, message, details
+    from modules.task_store.maintenance import TaskMaintenance
+
+    return status, message, {**details, **await TaskMaintenance(pool.executor).figures()}
 
 
 async def _check_vectors(
@@ -125,6 +139,31 @@ async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> HealthResult:
             {},
         )
     return HealthStatus.HEALTHY, "", {"tables": len(there)}
+
+
+async def _check_jobs(pool: SQLPool) -> HealthResult:
+    from modules.job_store.maintenance import JobMaintenance
+
+    status, message, details = await _check_tables(pool, TABLES["job_store"])
+    if message:
+        return status, message, details
+    numbers = await JobMaintenance(pool.executor).numbers()
+    details.update(
+        backlog=numbers.backlog,
+        running=numbers.running,
+        dead=numbers.dead,
+        oldest_due_at=None if numbers.oldest_due_at is None else numbers.oldest_due_at.isoformat(),
+        overdue_s=round(numbers.overdue_s, 3),
+        workers=numbers.workers,
+    )
+    if numbers.overdue_s > _LONG_OVERDUE_S:
+        who = "no worker is there" if not numbers.workers else f"{numbers.workers} workers are there"
+        return (
+            HealthStatus.DEGRADED,
+            f"a job has been due for {numbers.overdue_s / 60:.0f} min and {who}; start `atlas-storage worker`",
+            details,
+        )
+    return HealthStatus.HEALTHY, "", details
 
 
 async def _check_sql(pool: SQLPool) -> HealthResult:

@@ -202,6 +202,12 @@ class VectorBackendSettings(Section):
     )
     collection_name: Text = Field("atlas_vectors", description="Collection used when a call names none.")
     embedding_dimension: Int = Field(1536, ge=1, description="Numbers per vector in a new collection.")
+    sqlite_ann_rows: Int = Field(
+        0,
+        ge=0,
+        description="sqlite: documents in a namespace from which on an approximate index is used (extra `ann`); 0 = every "
+        "search is exact.",
+    )
     pgvector_index_type: PgvectorIndexType = Field(
         PgvectorIndexType.HNSW, description="Index of a new collection: `hnsw`, `ivfflat` or `none` (exact)."
     )

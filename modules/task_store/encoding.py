@@ -12,6 +12,7 @@ from modules.store_common.clock import require_utc
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier, check_text, encode_json
+from modules.task_store.errors import TaskCycleError
 from modules.task_store.models import ASSIGNMENT_STATUSES, STARTS, TASK_STATUSES
 from modules.task_store.records import NewTask
 
@@ -123,6 +124,7 @@ def encode_task(task: Union[NewTask, Mapping[str, Any]], where: str = "task") ->
 
     Raises:
         InvalidValueError: a field breaks the value contract; nothing was touched.
+        TaskCycleError: it is its own dependency or parent.
     """
     if isinstance(task, NewTask):
         given: Mapping[str, Any] = task.__dict__
@@ -160,8 +162,10 @@ def _encoded(given: Mapping[str, Any], where: str) -> EncodedTask:
         "body_digest": None,
     }
     depends_on = _check_ids(given["depends_on"], f"{where}.depends_on")
-    if encoded["id"] in depends_on or encoded["id"] == encoded["parent_id"]:
-        raise InvalidValueError(f"{where} cannot be its own dependency or parent")
+    if encoded["id"] in depends_on:
+        raise TaskCycleError(encoded["id"], encoded["id"])
+    if encoded["id"] == encoded["parent_id"]:
+        raise TaskCycleError(encoded["id"], encoded["id"], "have as its parent")
     if key is not None:
         encoded["body_digest"] = _digest(encoded, task_id, depends_on)
     return EncodedTask(encoded, tags, dict(given["metadata"] or {}), depends_on)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
-from sqlalchemy import BigInteger, String, Text, any_, bindparam, delete, null, select, text, update
+from sqlalchemy import BigInteger, String, Text, any_, bindparam, delete, literal_column, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -111,7 +111,7 @@ CHILDREN = Statement(
 UNMET = Statement(
     select(_D.depends_on_id)
     .join(_T, (_T.tenant_id == _D.tenant_id) & (_T.id == _D.depends_on_id))
-    .where(_D.tenant_id == _TENANT, _D.task_id == _TASK, _T.finished_at.is_(null()))
+    .where(_D.tenant_id == _TENANT, _D.task_id == _TASK, _T.closed == literal_column("0", BigInteger))
     .order_by(_D.depends_on_id)
 )
 _WAITING = select(_D.task_id).where(_D.tenant_id == _TENANT, _D.depends_on_id == _TASK)

@@ -59,8 +59,9 @@ def list_statement(
     for name in _LABELS:
         if name in given:
             query = query.where(getattr(_T, name) == bindparam(name, type_=String()))
-    if status in ("open", "one"):
-        query = query.where(_T.finished_at.is_(None))
+    if status == "open" or (status == "one" and (startable or order == "due")):
+        # says again what the status says already, so that the partial indexes can serve
+        query = query.where(_T.closed == _ZERO)
     if status in ("one", "final"):
         query = query.where(_T.status == bindparam("status", type_=String()))
     if startable:
@@ -84,10 +85,12 @@ def list_statement(
 @lru_cache(maxsize=32)
 def count_statement(given: FrozenSet[str]) -> Statement:
     """Return the statement that counts tasks by status; `given` names the labels to filter by."""
-    query = select(_T.status, func.count()).where(_T.tenant_id == bindparam("tenant_id", type_=String()))
+    # not the bare column: SQLite would walk all tasks in the order of their states rather than look a label up
+    status: Any = func.coalesce(_T.status, "") if given else _T.status
+    query = select(status, func.count()).where(_T.tenant_id == bindparam("tenant_id", type_=String()))
     for name in sorted(given):
         query = query.where(getattr(_T, name) == bindparam(name, type_=String()))
-    return Statement(query.group_by(_T.status))
+    return Statement(query.group_by(status))
 
 
 @read

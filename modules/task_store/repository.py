@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from modules.storage.operations import Executor
 from modules.store_common.tenancy import TenantPolicy
+from modules.task_store.assignments import Assignments
 from modules.task_store.creating import Creating
+from modules.task_store.dependencies import Dependencies
+from modules.task_store.events import Events
 from modules.task_store.reading import Reading
+from modules.task_store.search import Search
+from modules.task_store.subscriptions import Subscriptions
 from modules.task_store.tasks import Tasks
 
 __all__ = ["TaskStore"]
 
 
-class TaskStore(Creating, Tasks, Reading):
+class TaskStore(Creating, Tasks, Dependencies, Assignments, Events, Reading, Search, Subscriptions):
     """Tasks with a state machine, dependencies, assignments and events.
 
     Args:

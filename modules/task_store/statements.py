@@ -81,6 +81,7 @@ _EARLIER = (
 _NEW: Dict[Any, Any] = {
     _T.tenant_id: _TENANT,
     **{getattr(_T, attribute): bindparam(name) for name, attribute in _ATTRIBUTES.items()},
+    _T.closed: 0,
     _T.version: 1,
     _T.open_dependencies: 0,
     # a task whose id was deleted before goes on numbering where that one ended
@@ -110,9 +111,10 @@ WITH given AS (
     SELECT * FROM unnest(:id, :title, :description, :status, :rank, :owner_id, :session_id, :conversation_id, :parent_id,
         :tags, :due_at, :metadata, :idempotency_key, :body_digest, :data) WITH ORDINALITY AS g ({_LIST}, data, n)
 ), added AS (
-    INSERT INTO atlas_tasks (tenant_id, {_LIST}, version, open_dependencies, last_event, created_at, updated_at)
+    INSERT INTO atlas_tasks (tenant_id, {_LIST}, closed, version, open_dependencies, last_event, created_at,
+        updated_at)
     SELECT :tenant_id, g.id, g.title, g.description, g.status, g.rank, g.owner_id, g.session_id, g.conversation_id,
-        g.parent_id, g.tags::json, g.due_at, g.metadata::json, g.idempotency_key, g.body_digest, 1, 0,
+        g.parent_id, g.tags::json, g.due_at, g.metadata::json, g.idempotency_key, g.body_digest, 0, 1, 0,
         1 + coalesce((SELECT max(e.sequence) FROM atlas_task_events e
             WHERE e.tenant_id = :tenant_id AND e.task_id = g.id), 0),
         statement_timestamp(), statement_timestamp()
@@ -195,6 +197,7 @@ SET_STATUS = _change(
     {
         **_NEXT,
         _T.status: _STATUS,
+        _T.closed: bindparam("finished", type_=BigInteger),
         _T.started_at: case(
             (bindparam("started", type_=BigInteger) == 1, func.coalesce(_T.started_at, utc_now())),
             else_=_T.started_at,

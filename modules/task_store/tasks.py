@@ -119,7 +119,7 @@ async def transition(
     data: Dict[str, Any] = {"from": task.status, "to": to}
     if reason is not None:
         data["reason"] = reason
-    moved = await change(
+    moved, _ = await change(
         tx,
         SET_STATUS,
         key,
@@ -167,7 +167,7 @@ async def update(
     values["rank"] = -new["priority"]
     values["tags"] = encode_json(list(new["tags"]), "tags")
     values["metadata"] = encode_json(new["metadata"], "metadata")
-    found = await change(tx, SET_FIELDS, key, "updated", data, actor_id, **values)
+    found, _ = await change(tx, SET_FIELDS, key, "updated", data, actor_id, **values)
     if "tags" in changed or "priority" in changed:
         await tx.run(REMOVE_TAGS, **key)
         await tx.run_many(ADD_TAG, [{**key, "tag": tag, "rank": values["rank"]} for tag in found.tags])

@@ -96,8 +96,6 @@ async def test_an_id_is_made_and_a_taken_one_is_refused(tasks: Any) -> None:
         {"metadata": {"a": float("nan")}},
         {"metadata": [1]},
         {"depends_on": "t"},
-        {"task_id": "t", "depends_on": ["t"]},
-        {"task_id": "t", "parent_id": "t"},
         {"owner_id": ""},
         {"idempotency_key": "a\nb"},
     ],
@@ -106,6 +104,13 @@ async def test_what_breaks_the_contract_is_refused(tasks: Any, wrong: Dict[str, 
     with pytest.raises(InvalidValueError):
         await tasks.create_task(**{"title": "t", **wrong})
     assert len(await tasks.list_tasks()) == 0
+
+
+async def test_a_new_task_cannot_wait_for_itself(tasks: Any) -> None:
+    for wrong in ({"depends_on": ["t"]}, {"parent_id": "t"}):
+        with pytest.raises(TaskCycleError, match="itself"):
+            await tasks.create_task("t", task_id="t", **wrong)
+    assert await tasks.get_task("t") is None
 
 
 async def test_one_key_one_task(tasks: Any) -> None:

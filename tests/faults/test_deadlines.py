@@ -18,7 +18,7 @@ from modules.store_common.deadlines import deadline
 from modules.store_common.errors import DeadlineExceededError, NotFoundError, StorageError, UnavailableError
 from tests.faults.conftest import OwnServer
 from tests.faults.proxy import Proxy
-from tests.support.arguments import store_calls
+from tests.support.arguments import seed_tasks, store_calls
 
 DEADLINE_S = 0.5
 GRACE_S = 0.5
@@ -38,6 +38,7 @@ async def _seed(manager: StorageManager) -> None:
     """Write what the calls read, and open connections."""
     await manager.conversations.create_conversation("c")
     await manager.conversations.add_message("c", "user", "hello", message_id="m")
+    await seed_tasks(manager)
     await asyncio.gather(*(manager.kv.set("ns", f"k{n}", n) for n in range(20)))
 
 

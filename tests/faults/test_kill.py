@@ -28,6 +28,8 @@ QUERIES = [
     "SELECT id, sequence FROM atlas_messages WHERE conversation_id = 'c'",
     "SELECT namespace, key FROM atlas_kv_entries",
     "SELECT last_sequence FROM atlas_conversations WHERE id = 'c'",
+    "SELECT id FROM atlas_tasks",
+    "SELECT task_id FROM atlas_task_events WHERE type = 'created'",
 ]
 
 
@@ -38,15 +40,18 @@ def _check(fetch: Fetch, acks: Path) -> int:
     for line in lines:
         kind, _, name = line.partition(" ")
         told[kind].add(name)
-    messages, entries, ((last,),) = fetch(QUERIES)
+    messages, entries, ((last,),), tasks, events = fetch(QUERIES)
     ids = {name for name, _ in messages}
     keys = set(entries)
     lost = {f"a-{n}" for n in told["a"]} - ids
     lost |= {f"k-{n}" for n in told["k"] if ("kill", n) not in keys}
     lost |= {f"u-{n}" for n in told["u"] if f"u-{n}" not in ids or ("unit", n) not in keys}
+    lost |= {f"u-{n}" for n in told["u"]} - {name for (name,) in tasks}
     assert not lost, f"acknowledged and lost: {sorted(lost)[:5]} ({len(lost)})"
     halves = {n[2:] for n in ids if n.startswith("u-")} ^ {key for space, key in keys if space == "unit"}
     assert not halves, f"half a unit of work: {sorted(halves)[:5]}"
+    assert sorted(tasks) == sorted(events), "a task without its event"
+    assert {name for (name,) in tasks} == {n for n in ids if n.startswith("u-")}, "half a unit of work"
     assert sorted(sequence for _, sequence in messages) == list(range(1, last + 1)), "the sequence has gaps"
     return len(lines)
 

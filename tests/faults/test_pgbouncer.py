@@ -17,7 +17,7 @@ import pytest
 
 from modules.storage.manager import StorageManager
 from modules.store_common.errors import NotFoundError
-from tests.support.arguments import store_calls
+from tests.support.arguments import seed_tasks, store_calls
 from tests.support.cluster import free_port
 
 pytestmark = pytest.mark.postgresql
@@ -101,6 +101,7 @@ async def test_stores_through_the_pooler(
             conversation = await manager.conversations.get_conversation("c")
             assert conversation is not None
             assert conversation.last_sequence == 61
+            await seed_tasks(manager)
             made = 0
             for method, call in store_calls(manager):
                 try:

@@ -13,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from modules.store_common.errors import InvalidValueError, StatementError, StorageError
-from tests.support.arguments import CONVERSATION_ARGUMENTS, KV_ARGUMENTS
+from tests.support.arguments import CONVERSATION_ARGUMENTS, KV_ARGUMENTS, TASK_ARGUMENTS, seed_tasks
 from tests.support.calls import Fresh, public_calls
 from tests.support.values import any_values, contract_values, same, texts
 
@@ -75,10 +75,16 @@ async def test_hostile_text_in_every_text_argument(storage: Any) -> None:
     await storage.conversations.create_conversation("c")
     await storage.conversations.add_message("c", "user", "hello", message_id="m")
     await storage.kv.set("safe", "k", 1)
+    await seed_tasks(storage)
     before = await storage.verify_stores()
+    stores = (
+        (storage.conversations, CONVERSATION_ARGUMENTS),
+        (storage.kv, KV_ARGUMENTS),
+        (storage.tasks, TASK_ARGUMENTS),
+    )
     made = 0
     for text in [*HOSTILE, *_texts(20)]:
-        for store, table in ((storage.conversations, CONVERSATION_ARGUMENTS), (storage.kv, KV_ARGUMENTS)):
+        for store, table in stores:
             hostile = {k: v if isinstance(v, Fresh) else _poison(v, text) for k, v in table.items()}
             outcomes = await asyncio.gather(
                 *(call() for _, call in public_calls(store, hostile)), return_exceptions=True

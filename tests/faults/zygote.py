@@ -61,6 +61,7 @@ async def _write(url: str, call: str, run: str, burn: int, acks: int) -> None:
             async with manager.unit_of_work() as uow:
                 await uow.conversations.add_message("c", "user", n, message_id=f"u-{run}-{n}")
                 await uow.kv.set("unit", f"{run}-{n}", n)
+                await uow.tasks.create_task("t", task_id=f"u-{run}-{n}")
             os.write(acks, f"u {run}-{n}\n".encode())
 
         for n in range(1, _ROUNDS):
@@ -72,6 +73,7 @@ async def _prepare(url: str) -> None:
         await manager.conversations.ensure_conversation("c")
         async with manager.unit_of_work() as uow:
             await uow.kv.set("warm", "up", 1)
+            await uow.tasks.get_task("warm")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any, AsyncIterator, Dict
 from modules.conversation_store.records import ConversationLease
 from tests.support.calls import Calls, Fresh, public_calls
 
-__all__ = ["CONVERSATION_ARGUMENTS", "KV_ARGUMENTS", "store_calls"]
+__all__ = ["CONVERSATION_ARGUMENTS", "KV_ARGUMENTS", "TASK_ARGUMENTS", "seed_tasks", "store_calls"]
 
 
 async def _records() -> AsyncIterator[Dict[str, Any]]:
@@ -54,9 +54,40 @@ KV_ARGUMENTS: Dict[str, Any] = {
 }
 
 
+TASK_ARGUMENTS: Dict[str, Any] = {
+    "title": "a title",
+    "task_id": "t",
+    "tasks": [{"title": "one"}, {"title": "two", "tags": ["x"]}],
+    "depends_on_id": "u",
+    "assignee_id": "ann",
+    "assignment_id": "a",
+    "text": "a comment",
+    "query": "hello",
+    "name": "subscriber",
+    "handler": Fresh(lambda: lambda event: None),
+    "assign_task.assignment_id": "a",
+    "create_task.tags": ["x"],
+    "create_task.metadata": {"colour": "blue"},
+    "delete_task.task_id": "gone",
+    "handle_events.follow": False,
+    "list_assignments.task_id": "t",
+    "list_tasks.tag": "x",
+    "subscribe.follow": False,
+    "transition_assignment.status": "accepted",
+    "transition_task.status": "ready",
+    "update_task.title": "another title",
+}
+
+
+async def seed_tasks(manager: Any) -> None:
+    """Create the tasks that the calls name."""
+    await manager.tasks.create_tasks([{"title": "hello", "id": name} for name in ("t", "u")])
+
+
 def store_calls(manager: Any) -> Calls:
-    """Return every public call of `manager.conversations` and `manager.kv`."""
+    """Return every public call of `manager.conversations`, `manager.kv` and `manager.tasks`."""
     calls = [
         (f"conversations.{n}", c) for n, c in public_calls(manager.conversations, CONVERSATION_ARGUMENTS)
     ]
-    return calls + [(f"kv.{n}", c) for n, c in public_calls(manager.kv, KV_ARGUMENTS)]
+    calls += [(f"kv.{n}", c) for n, c in public_calls(manager.kv, KV_ARGUMENTS)]
+    return calls + [(f"tasks.{n}", c) for n, c in public_calls(manager.tasks, TASK_ARGUMENTS)]

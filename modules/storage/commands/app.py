@@ -9,6 +9,7 @@ from modules.storage.commands import (
     data,
     demo,
     embed,
+    jobs,
     kv,
     outbox,
     schema,
@@ -17,6 +18,7 @@ from modules.storage.commands import (
     status,
     tokens,
     vectors,
+    work,
 )
 from modules.storage.commands.invocation import group
 
@@ -31,5 +33,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, embed, kv, vectors, outbox, serve, tokens, demo):
+for room in (
+    setup,
+    schema,
+    status,
+    data,
+    conversations,
+    embed,
+    kv,
+    jobs,
+    vectors,
+    outbox,
+    serve,
+    tokens,
+    work,
+    demo,
+):
     room.register(app)

@@ -80,6 +80,7 @@ def _tasks() -> None:
         sa.Column("title", sa.Text(), nullable=False),
         sa.Column("description", sa.Text(), nullable=True),
         sa.Column("status", IDENTIFIER, nullable=False),
+        sa.Column("closed", sa.BigInteger(), nullable=False),
         sa.Column("rank", sa.BigInteger(), nullable=False),
         sa.Column("owner_id", IDENTIFIER, nullable=True),
         sa.Column("session_id", IDENTIFIER, nullable=True),
@@ -110,10 +111,10 @@ def _tasks() -> None:
     op.create_index(
         "ix_atlas_tasks_due",
         "atlas_tasks",
-        ["tenant_id", "due_at", "id"],
+        ["tenant_id", "closed", "due_at", "id"],
         unique=False,
-        sqlite_where=sa.text("due_at IS NOT NULL AND finished_at IS NULL"),
-        postgresql_where=sa.text("due_at IS NOT NULL AND finished_at IS NULL"),
+        sqlite_where=sa.text("due_at IS NOT NULL AND closed = 0"),
+        postgresql_where=sa.text("due_at IS NOT NULL AND closed = 0"),
     )
     op.create_index(
         "ix_atlas_tasks_finished",
@@ -126,10 +127,10 @@ def _tasks() -> None:
     op.create_index(
         "ix_atlas_tasks_open",
         "atlas_tasks",
-        ["tenant_id", "rank", "id"],
+        ["tenant_id", "closed", "rank", "id"],
         unique=False,
-        sqlite_where=sa.text("finished_at IS NULL"),
-        postgresql_where=sa.text("finished_at IS NULL"),
+        sqlite_where=sa.text("closed = 0"),
+        postgresql_where=sa.text("closed = 0"),
     )
     op.create_index(
         "ix_atlas_tasks_owner",
@@ -159,10 +160,10 @@ def _tasks() -> None:
     op.create_index(
         "ix_atlas_tasks_startable",
         "atlas_tasks",
-        ["tenant_id", "status", "rank", "id"],
+        ["tenant_id", "status", "open_dependencies", "rank", "id"],
         unique=False,
-        sqlite_where=sa.text("open_dependencies = 0 AND finished_at IS NULL"),
-        postgresql_where=sa.text("open_dependencies = 0 AND finished_at IS NULL"),
+        sqlite_where=sa.text("open_dependencies = 0 AND closed = 0"),
+        postgresql_where=sa.text("open_dependencies = 0 AND closed = 0"),
     )
     op.create_index(
         "ix_atlas_tasks_status", "atlas_tasks", ["tenant_id", "status", "rank", "id"], unique=False
