@@ -15,6 +15,7 @@ from modules.storage.commands import (
     serve,
     setup,
     status,
+    tasks,
     tokens,
     vectors,
 )
@@ -31,5 +32,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 group(app)
-for room in (setup, schema, status, data, conversations, embed, kv, vectors, outbox, serve, tokens, demo):
+for room in (
+    setup,
+    schema,
+    status,
+    data,
+    conversations,
+    embed,
+    kv,
+    tasks,
+    vectors,
+    outbox,
+    serve,
+    tokens,
+    demo,
+):
     room.register(app)
