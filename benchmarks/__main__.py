@@ -14,7 +14,16 @@ from typing import Callable, Dict, Iterator, List, Optional
 
 from rich.console import Console
 
-from benchmarks import growth, importing, jobs_contest, outbox, postgresql_contest, sqlite_contest, startup
+from benchmarks import (
+    growth,
+    importing,
+    jobs_contest,
+    outbox,
+    postgresql_contest,
+    sqlite_contest,
+    startup,
+    vectors_peers,
+)
 from benchmarks.contest import Plan
 from benchmarks.report import Report
 
@@ -49,6 +58,7 @@ PARTS: Dict[str, Part] = {
     "import": importing.run,
     "outbox": outbox.run,
     "start": startup.run,
+    **vectors_peers.PARTS,
 }
 
 

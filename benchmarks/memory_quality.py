@@ -5,27 +5,28 @@ The figure is the share of a question's evidence among the first 5, 10 and 20 hi
 the questions. The vectors were made beforehand (MiniLM, 384 numbers, of "name: content" and of the question); the
 answers and the evidence are never given to the store.
 
-The weights of the hybrid ranking were chosen on half of the conversations (`--tune` shows how); the table names the
-figures of that half and of the other one apart. The grid of `--tune` was drawn up after a look at all of them.
+The weights of the hybrid ranking were chosen on half of the conversations; the table names the figures of that half and
+of the other one apart. Since the other half was seen while they were chosen, the cross-validation of `memory_weights` is
+printed as well: each conversation judged with weights that were chosen without it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import postgresql_contest
-from modules.conversation_store.meaning import MODES, Place, fuse
+from benchmarks.memory_weights import Asked, cross_validate
+from modules.conversation_store.meaning import MODES
 from modules.conversation_store.repository import ConversationStore
 from modules.conversation_store.search import rank
 from modules.storage.embedders_hashing import HashingEmbedder
@@ -145,8 +146,9 @@ class Bench:
             "p95_ms": spent[int(0.95 * (len(spent) - 1))],
         }
 
-    async def tune(self) -> None:
-        """Print the hybrid's recall at 10 for a grid of weights, on the training half only, and for the best the rest."""
+    async def cross_validate(self) -> None:
+        """Print what the hybrid finds in each conversation with weights chosen on the others."""
+        ids = {c["id"]: [m["id"] for m in c["messages"]] for c in self._data.conversations}
         asked = []
         for conversation_id, question, evidence in self._data.questions:
             terms = question_terms(question, "english")
@@ -158,40 +160,16 @@ class Bench:
             nearest = await self.index.nearest(
                 question, tenant_id="default", limit=1000, conversation_id=conversation_id
             )
-            asked.append((conversation_id, evidence, words, nearest.scores))
-        ids = {
-            (c["id"], n): m["id"] for c in self._data.conversations for n, m in enumerate(c["messages"], 1)
-        }
-        results = []
-        for weights in _grid():
-            training = _evaluate(asked, ids, weights, lambda name: name in TRAINING)
-            results.append((training, weights))
-        results.sort(key=lambda item: -item[0])
-        print(f"\n{self.label}: recall@10 of the hybrid on the training half, then on the test half")
-        for training, weights in results[:8]:
-            test = _evaluate(asked, ids, weights, lambda name: name not in TRAINING)
-            print(f"{training:.3f} {test:.3f}  {weights}")
-
-
-def _grid() -> Iterator[Dict[str, Any]]:
-    befores = [(), (0.5,), (0.5, 0.25), (0.6, 0.3), (0.7, 0.4)]
-    afters = [(), (0.25,), (0.4, 0.2), (0.5, 0.25)]
-    for before, after, meaning_weight in itertools.product(befores, afters, (0.4, 0.6, 0.8)):
-        yield {"before": before, "after": after, "meaning_weight": meaning_weight}
-
-
-def _evaluate(
-    asked: Sequence[Tuple[str, Any, Mapping[Place, float], Mapping[Place, float]]],
-    ids: Mapping[Place, str],
-    weights: Dict[str, Any],
-    takes: Callable[[str], bool],
-) -> float:
-    shares = []
-    for conversation_id, evidence, words, meaning in asked:
-        if takes(conversation_id):
-            hits = [ids[place] for place, _ in fuse(words, meaning, **weights) if place in ids]
-            shares.append(share(hits, evidence, 10))
-    return statistics.fmean(shares)
+            asked.append(Asked(conversation_id, evidence, ids[conversation_id], words, nearest.scores))
+        found = cross_validate(asked)
+        print(
+            f"\n{self.label}: hybrid, weights chosen on the other five conversations, recall@10 on the one left out"
+        )
+        print("| left out | questions | before | after | meaning | on the others | on it |")
+        print("|---|---|---|---|---|---|---|")
+        for line in found.lines:
+            print(line)
+        print(f"all {len(asked)} questions: {found.recall:.3f}\n", flush=True)
 
 
 def _recall(name: str, rows: Sequence[Sequence[float]]) -> Dict[str, float]:
@@ -210,7 +188,7 @@ def _print(figures: Sequence[Dict[str, Any]], data: Data) -> None:
         print(f"| {row['back end']} | {row['mode']} | " + " | ".join(cells) + " |")
 
 
-async def run(url: str, data: Data, *, tune: bool) -> List[Dict[str, Any]]:
+async def run(url: str, data: Data) -> List[Dict[str, Any]]:
     """Measure one database, with the stored vectors and with the hashing embedder."""
     figures = []
     async with StorageManager({"sql": {"url": url}}) as manager:
@@ -226,8 +204,7 @@ async def run(url: str, data: Data, *, tune: bool) -> List[Dict[str, Any]]:
             flush=True,
         )
         figures += [await bench.measure(mode) for mode in MODES]
-        if tune:
-            await bench.tune()
+        await bench.cross_validate()
         hashing = Bench(f"{label}, hashing embedder", manager, provider, data, HashingEmbedder())
         await hashing.index.register()
         await hashing.index.embed_pending()
@@ -242,17 +219,16 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="directory of the LoCoMo files")
     parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one back end")
-    parser.add_argument("--tune", action="store_true", help="show how the weights were chosen")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     data = Data(arguments.data)
     figures: List[Dict[str, Any]] = []
     if arguments.only != "postgresql":
         with tempfile.TemporaryDirectory() as directory:
-            figures += asyncio.run(run(f"sqlite:///{directory}/memory.sqlite3", data, tune=arguments.tune))
+            figures += asyncio.run(run(f"sqlite:///{directory}/memory.sqlite3", data))
     if arguments.only != "sqlite":
         with postgresql_contest.server() as url:
-            figures += asyncio.run(run(url, data, tune=arguments.tune))
+            figures += asyncio.run(run(url, data))
     _print(figures, data)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

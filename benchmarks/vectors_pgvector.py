@@ -16,9 +16,9 @@ from typing import Any, Awaitable, Callable, Dict, List, Optional
 
 import asyncpg
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks import postgresql_contest
+from benchmarks.vectors import make_data
 from modules.storage.pool import SQLPool
 from modules.storage.settings import StorageSettings
 from modules.storage.vectors.models import VectorDocument
@@ -36,17 +36,6 @@ _DIRECT_UPSERT = (
     " ON CONFLICT (tenant_id, namespace, id) DO UPDATE SET embedding = excluded.embedding, content = excluded.content,"
     " metadata = excluded.metadata, search = excluded.search"
 )
-
-
-def make_data(kind: str, rows: int, dimension: int, seed: int) -> NDArray[np.float32]:
-    """Return vectors of length 1, shape (rows, dimension)."""
-    rng = np.random.default_rng(seed)
-    data = rng.standard_normal((rows, dimension), dtype=np.float32)
-    if kind == "clustered":
-        centres = np.random.default_rng(0).standard_normal((1000, dimension), dtype=np.float32)
-        data = centres[rng.integers(0, 1000, rows)] + np.float32(0.5) * data
-    lengths: NDArray[np.float32] = data / np.linalg.norm(data, axis=1, keepdims=True)
-    return lengths
 
 
 async def _timed(call: Callable[[int], Awaitable[Any]], count: int) -> Dict[str, Any]:

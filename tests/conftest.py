@@ -1,11 +1,13 @@
 """Fixtures for every test: real databases, each test its own, and a check that nothing is left open.
 
-    backend            parametrised: "sqlite", "sqlite-memory", "postgresql" (marker `postgresql`)
+    backend            parametrised: "sqlite", "sqlite-memory", "postgresql" (marker `postgresql`); suites of stores that
+                       MongoDB can hold, too, take `tests.support.backends.backend` instead, which adds "mongodb"
     settings           `StorageSettings` of an EMPTY database of that backend
     migrated_settings  the same for a database with all tables
     pool               an initialised `SQLPool` on `settings`
     storage            an initialised `StorageManager` on `migrated_settings`
     postgres           the PostgreSQL server of this run, whatever the backend (see `tests.support.postgres`)
+    mongodb            the MongoDB-protocol server of this run (marker `mongodb`; see `tests.support.mongo`)
     leaks              a `LeakWatch`: fails the test when threads, tasks, connections or files are left behind
     strace, pgbouncer  the path of the tool
 
@@ -24,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from tests.support import mongo as mongo_support
 from tests.support import postgres as postgres_support
 from tests.support import sqlite as sqlite_support
 from tests.support.leaks import LeakWatch
@@ -55,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _run_directory is not None:
+        mongo_support.stop_mongo_of_this_run(_run_directory)
         postgres_support.stop_server_of_this_run(_run_directory)
 
 
@@ -80,6 +84,22 @@ def postgres(request: pytest.FixtureRequest) -> postgres_support.Server:
     server, reason = request.getfixturevalue("_postgres_server")
     if server is None:
         skip_or_fail("postgresql", reason)
+    return server
+
+
+@pytest.fixture(scope="session", name="_mongo_server")
+def _mongo_server_fixture() -> Iterator[Any]:
+    server, reason = mongo_support.mongo_of_this_run()
+    yield server, reason
+    if server is not None:
+        server.close()
+
+
+@pytest.fixture
+def mongodb(request: pytest.FixtureRequest) -> mongo_support.MongoServer:
+    server, reason = request.getfixturevalue("_mongo_server")
+    if server is None:
+        skip_or_fail("mongodb", reason)
     return server
 
 
@@ -134,10 +154,30 @@ def settings(backend: str, databases: Databases) -> Any:
 
 
 @pytest.fixture
-def migrated_settings(backend: str, databases: Databases) -> Any:
+def migrated_settings(request: pytest.FixtureRequest, backend: str, databases: Databases) -> Any:
     from modules.storage.settings import StorageSettings
 
+    if backend == "mongodb":
+        return request.getfixturevalue("mongo_settings")
     return StorageSettings.from_dict({"sql": {"url": databases.url(backend, migrated=True)}})
+
+
+@pytest.fixture
+def mongo_settings(mongodb: mongo_support.MongoServer, databases: Databases) -> Any:
+    """Settings that keep in MongoDB what can be kept there: this worker's database, with indexes and nothing in it."""
+    from modules.storage.settings import StorageSettings
+    from tests.support.backends import empty_database
+
+    found = StorageSettings.from_dict(
+        {
+            "sql": {"url": databases.url("sqlite", migrated=True)},
+            "mongo": mongodb.settings(),
+            "use_mongo_for_conversations": True,
+            "kv": {"backend": "mongo"},
+        }
+    )
+    empty_database(found.mongo)
+    return found
 
 
 @pytest.fixture

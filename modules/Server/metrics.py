@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from modules.Server.metrics_storage import StoresCollector
 from modules.storage.version import __version__
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_StorageCollector(storage, traffic, feed))
+        self.registry.register(StoresCollector(storage))
 
     def observe(self, scope: Dict[str, Any], status: int, seconds: float) -> None:
         """Count a request that has ended."""

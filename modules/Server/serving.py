@@ -89,6 +89,15 @@ class HttpServer:
         await self._services.authenticator.close()
         logger.info("server.stopped")
 
+    async def wait(self) -> None:
+        """Return when the server has ended: after `stop()`, or by itself when it died.
+
+        Raises:
+            Exception: what it died of.
+        """
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
     async def run(self, ready: Optional[Callable[[], None]] = None) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends it without grace.
 

@@ -28,6 +28,7 @@ from modules.conversation_store.errors import (
 from modules.conversation_store.records import ConversationLease
 from modules.conversation_store.search_pending import index_many
 from modules.storage.operations import Transaction, write
+from modules.storage.statements import Row
 from modules.store_common.clock import from_microseconds, to_microseconds
 from modules.store_common.errors import (
     ConcurrencyError,
@@ -46,6 +47,7 @@ __all__ = [
     "check_known",
     "condition_of",
     "refusal",
+    "refusal_of",
 ]
 
 
@@ -73,6 +75,11 @@ async def refusal(
 ) -> StorageError:
     """Return the error that says why no counter was bumped."""
     row = await tx.first(STATE, tenant_id=tenant_id, conversation_id=conversation_id)
+    return refusal_of(row, conversation_id, condition)
+
+
+def refusal_of(row: Optional[Row], conversation_id: str, condition: Condition) -> StorageError:
+    """Return the error for a conversation of which `row` tells status, last sequence, fence and owner."""
     if row is None or row[0] == "deleted":
         return ConversationNotFoundError(conversation_id)
     status, last_sequence, fence, owner = row

@@ -32,9 +32,11 @@ from modules.store_common.values import check_identifier
 __all__ = [
     "ADD_CONVERSATION",
     "ARCHIVE",
+    "ARCHIVE_IMPORTED",
     "CHANGE_CONVERSATION",
     "GET_CONVERSATION",
     "SOFT_DELETE",
+    "STATUS_CHANGES",
     "UNARCHIVE",
     "Conversations",
     "change",
@@ -43,6 +45,7 @@ __all__ = [
     "list_rows",
     "set_status",
     "soft_delete",
+    "wrong_version",
 ]
 
 _C = ConversationRow
@@ -94,12 +97,21 @@ UNARCHIVE = Statement(
     .values(status="active", archived_at=null(), version=_C.version + 1, updated_at=utc_now())
     .returning(*CONVERSATION_COLUMNS)
 )
+ARCHIVE_IMPORTED = Statement(
+    update(_C)
+    .where(*_HERE, _C.status == "active")
+    .values(status="archived", archived_at=utc_now())
+    .returning(*CONVERSATION_COLUMNS)
+)
 SOFT_DELETE = Statement(
     update(_C)
     .where(*_HERE, _C.status != "deleted")
     .values(status="deleted", deleted_at=utc_now(), version=_C.version + 1)
     .returning(_C.id)
 )
+
+
+_FILTERS = ("user_id", "session_id", "updated_after", "updated_before")
 
 
 @lru_cache(maxsize=64)
@@ -146,9 +158,16 @@ async def get(tx: Transaction, tenant_id: str, conversation_id: str) -> Optional
 
 
 @read
-async def list_rows(tx: Transaction, statement: Statement, params: Dict[str, Any]) -> List[Row]:
-    """Run a prepared list."""
-    return await tx.all(statement, **params)
+async def list_rows(tx: Transaction, params: Dict[str, Any]) -> List[Row]:
+    """Return conversations of a tenant and status, the one updated last first.
+
+    Args:
+        tx: The transaction.
+        params: `tenant_id`, `status`, `limit`; `user_id`, `session_id`, `updated_after`, `updated_before`, None for any;
+            and after the first page `at` and `id` of the last conversation seen.
+    """
+    given = [params[name] is not None for name in _FILTERS]
+    return await tx.all(_list_statement(*given, "at" in params), **params)
 
 
 @write
@@ -161,19 +180,26 @@ async def change(tx: Transaction, values: Dict[str, Any]) -> Conversation:
     found = await tx.first(GET_CONVERSATION, tenant_id=values["tenant_id"], conversation_id=conversation_id)
     if found is None:
         raise ConversationNotFoundError(conversation_id)
-    actual = to_conversation(found).version
-    raise ConcurrencyError(
+    raise wrong_version(conversation_id, expected, to_conversation(found).version)
+
+
+def wrong_version(conversation_id: str, expected: Optional[int], actual: int) -> ConcurrencyError:
+    """Return the error of a conversation that has not the expected version."""
+    return ConcurrencyError(
         f"conversation {conversation_id!r}: expected version {expected}, found {actual}; read it again",
         expected,
         actual,
     )
 
 
+#: What `set_status` does. An import archives without using the conversation: `updated_at` stays as imported.
+STATUS_CHANGES = {"archive": ARCHIVE, "archive_imported": ARCHIVE_IMPORTED, "unarchive": UNARCHIVE}
+
+
 @write
-async def set_status(
-    tx: Transaction, statement: Statement, tenant_id: str, conversation_id: str
-) -> Conversation:
-    """Archive or unarchive; a conversation that is so already is left alone."""
+async def set_status(tx: Transaction, change: str, tenant_id: str, conversation_id: str) -> Conversation:
+    """Archive or unarchive (see `STATUS_CHANGES`); a conversation that is so already is left alone."""
+    statement = STATUS_CHANGES[change]
     row = await tx.first(statement, tenant_id=tenant_id, conversation_id=conversation_id)
     if row is None:
         row = await tx.first(GET_CONVERSATION, tenant_id=tenant_id, conversation_id=conversation_id)
@@ -300,11 +326,8 @@ class Conversations(Store):
         position = decode_cursor(cursor, tenant, "conversations", 2, filters=filters)
         if position is not None:
             params.update(at=from_microseconds(position[0]), id=position[1])
-        statement = _list_statement(
-            *[value is not None for value in list(params.values())[:4]], position is not None
-        )
         params.update(tenant_id=tenant, status=status, limit=check_limit(limit) + 1)
-        found = [to_conversation(row) for row in await self._executor.run(list_rows, statement, params)]
+        found = [to_conversation(row) for row in await self._executor.run(list_rows, params)]
         items = found[:limit]
         if len(found) <= limit:
             return page_of(items, None)
@@ -358,19 +381,17 @@ class Conversations(Store):
         self, conversation_id: str, *, tenant_id: Optional[str] = None
     ) -> Conversation:
         """Archive the conversation: it takes no messages until it is unarchived. Harmless when it is archived."""
-        return await self._set_status(ARCHIVE, conversation_id, tenant_id)
+        return await self._set_status("archive", conversation_id, tenant_id)
 
     async def unarchive_conversation(
         self, conversation_id: str, *, tenant_id: Optional[str] = None
     ) -> Conversation:
         """Make an archived conversation active again. Harmless when it is active."""
-        return await self._set_status(UNARCHIVE, conversation_id, tenant_id)
+        return await self._set_status("unarchive", conversation_id, tenant_id)
 
-    async def _set_status(
-        self, statement: Statement, conversation_id: str, tenant_id: Optional[str]
-    ) -> Conversation:
+    async def _set_status(self, change: str, conversation_id: str, tenant_id: Optional[str]) -> Conversation:
         key = self._tenant(tenant_id), check_identifier(conversation_id, "conversation_id")
-        return await self._executor.run(set_status, statement, *key)
+        return await self._executor.run(set_status, change, *key)
 
     async def delete_conversation(self, conversation_id: str, *, tenant_id: Optional[str] = None) -> bool:
         """Soft-delete the conversation: it is gone for every call but `list_conversations(status="deleted")`.

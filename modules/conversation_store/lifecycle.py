@@ -47,6 +47,7 @@ __all__ = [
     "SOURCE",
     "Lifecycle",
     "add",
+    "asset_exists",
     "assets",
     "fork",
     "hard_delete",
@@ -222,8 +223,13 @@ async def add(tx: Transaction, values: Dict[str, Any]) -> Asset:
         raise ConversationNotFoundError(key["conversation_id"])
     row = await tx.first(ADD_ASSET, **values)
     if row is None:
-        raise AlreadyExistsError(f"conversation {key['conversation_id']!r} already has an asset with that id")
+        raise asset_exists(key["conversation_id"])
     return to_asset(row)
+
+
+def asset_exists(conversation_id: str) -> AlreadyExistsError:
+    """Return the error of an asset's id that is taken."""
+    return AlreadyExistsError(f"conversation {conversation_id!r} already has an asset with that id")
 
 
 @read

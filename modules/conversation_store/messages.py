@@ -48,6 +48,7 @@ __all__ = [
     "LOCK_MESSAGE",
     "READABLE",
     "Messages",
+    "check_version",
     "delete",
     "edit",
     "encode_former",
@@ -145,10 +146,14 @@ async def _lock(tx: Transaction, key: Dict[str, Any], message_id: str, expected:
         if await tx.first(EXISTS_CONVERSATION, **key) is None:
             raise ConversationNotFoundError(key["conversation_id"])
         raise MessageNotFoundError(key["conversation_id"], message_id)
-    message = to_message(row)
+    return check_version(to_message(row), expected)
+
+
+def check_version(message: Message, expected: Optional[int]) -> Message:
+    """Return `message` if it has the expected version; None: any."""
     if expected is not None and message.version != expected:
         raise ConcurrencyError(
-            f"message {message_id!r}: expected version {expected}, found {message.version}; read it again",
+            f"message {message.id!r}: expected version {expected}, found {message.version}; read it again",
             expected,
             message.version,
         )

@@ -72,9 +72,13 @@ CHANGE_USER = _change_profile(UserRow, UserRow.name, USER_COLUMNS)
 CHANGE_SESSION = _change_profile(SessionRow, SessionRow.user_id, SESSION_COLUMNS)
 
 
+_PROFILES = {"user": (ADD_USER, CHANGE_USER), "session": (ADD_SESSION, CHANGE_SESSION)}
+
+
 @write
-async def ensure_profile(tx: Transaction, add: Statement, change: Statement, values: Dict[str, Any]) -> Row:
-    """Add a user or session, or change the given parts of one that is there."""
+async def ensure_profile(tx: Transaction, kind: str, values: Dict[str, Any]) -> Row:
+    """Add a user or session (`kind`), or change the given parts of one that is there."""
+    add, change = _PROFILES[kind]
     row = await tx.first(add, **values)
     return row if row is not None else await tx.one(change, **values)
 
@@ -99,7 +103,7 @@ class People(Store):
             tenant_id: Whose; see `TenantPolicy`.
         """
         values = self._profile(tenant_id, user_id, "user_id", check_optional_text(name, "name"), metadata)
-        return to_user(await self._executor.run(ensure_profile, ADD_USER, CHANGE_USER, values))
+        return to_user(await self._executor.run(ensure_profile, "user", values))
 
     async def ensure_session(
         self,
@@ -112,7 +116,7 @@ class People(Store):
         """Return the session, made if need be; None makes one with a new id. None for the rest leaves it as it is."""
         own = new_id() if session_id is None else session_id
         values = self._profile(tenant_id, own, "session_id", check_optional_id(user_id, "user_id"), metadata)
-        return to_session(await self._executor.run(ensure_profile, ADD_SESSION, CHANGE_SESSION, values))
+        return to_session(await self._executor.run(ensure_profile, "session", values))
 
     def _profile(
         self,

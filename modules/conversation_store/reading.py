@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, AsyncIterator, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, AsyncIterator, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from sqlalchemy import (
     BigInteger,
@@ -39,6 +39,7 @@ __all__ = [
     "EVENTS",
     "RECENT",
     "RECENT_BATCH",
+    "Fetch",
     "Reading",
     "fetch",
     "fetch_events",
@@ -122,11 +123,29 @@ def _fetch_statement(
     return Statement(postgresql=forms["postgresql"], sqlite=forms["sqlite"])
 
 
+class Fetch(NamedTuple):
+    """Which messages of a conversation.
+
+    Attributes:
+        lists: Names of columns -> the values that they may have.
+        metadata: Condition on the metadata, None for none.
+        backward: From the newest on.
+        include_deleted: Soft-deleted ones, too.
+    """
+
+    lists: Mapping[str, List[str]]
+    metadata: Optional[MetadataFilter]
+    backward: bool
+    include_deleted: bool
+
+
 @read
-async def fetch(
-    tx: Transaction, statement: Statement, lists: Mapping[str, List[str]], params: Mapping[str, Any]
-) -> List[Row]:
-    """Run a prepared fetch."""
+async def fetch(tx: Transaction, which: Fetch, params: Mapping[str, Any]) -> List[Row]:
+    """Return messages after and before the sequences in `params`, up to its `limit`."""
+    lists, wanted = which.lists, which.metadata
+    statement = _fetch_statement(tuple(lists), wanted and wanted.shape, which.backward, which.include_deleted)
+    if wanted is not None:
+        params = {**params, **wanted.params, "document": wanted.document}
     arrays: Dict[str, Any] = dict(lists)
     if tx.dialect == "sqlite":
         arrays = {name: encode_json(values, name) for name, values in lists.items()}
@@ -180,11 +199,9 @@ EVENTS = {of_message: _events_statement(of_message) for of_message in (False, Tr
 
 
 @read
-async def fetch_events(
-    tx: Transaction, statement: Statement, params: Mapping[str, Any]
-) -> List[MessageEvent]:
-    """Return events in order."""
-    return [to_event(row) for row in await tx.all(statement, **params)]
+async def fetch_events(tx: Transaction, params: Mapping[str, Any]) -> List[MessageEvent]:
+    """Return events in order, of the message `message_id` if `params` names one."""
+    return [to_event(row) for row in await tx.all(EVENTS["message_id" in params], **params)]
 
 
 def _labels(value: Union[str, Sequence[str], None], name: str) -> Optional[List[str]]:
@@ -201,7 +218,7 @@ async def stream(
     executor: Executor, tenant_id: str, conversation_id: str, after: int, include_deleted: bool
 ) -> AsyncIterator[Message]:
     """Iterate over messages by pages."""
-    statement = _fetch_statement((), None, False, include_deleted)
+    which = Fetch({}, None, False, include_deleted)
     params = {
         "tenant_id": tenant_id,
         "conversation_id": conversation_id,
@@ -209,7 +226,7 @@ async def stream(
         "before": 2**62,
     }
     while True:
-        rows = await executor.run(fetch, statement, {}, {**params, "after": after})
+        rows = await executor.run(fetch, which, {**params, "after": after})
         for row in rows:
             message = to_message(row)
             after = message.sequence
@@ -281,13 +298,9 @@ class Reading(Store):
         params: Dict[str, Any] = {"after": after, "before": 2**62 if before is None else before}
         if position is not None:
             params["before" if backward else "after"] = position[0]
-        if wanted is not None:
-            params.update(wanted.params, document=wanted.document)
         params.update(tenant_id=tenant, conversation_id=conversation_id, limit=check_limit(limit) + 1)
-        statement = _fetch_statement(
-            tuple(lists), wanted and wanted.shape, bool(backward), bool(include_deleted)
-        )
-        found = [to_message(row) for row in await self._executor.run(fetch, statement, lists, params)]
+        which = Fetch(lists, wanted, bool(backward), bool(include_deleted))
+        found = [to_message(row) for row in await self._executor.run(fetch, which, params)]
         if len(found) <= limit:
             return page_of(found, None)
         last = found[limit - 1].sequence
@@ -348,7 +361,7 @@ class Reading(Store):
         filters = [conversation_id, message_id]
         position = decode_cursor(cursor, tenant, "message_events", 2, filters=filters) or [0, 0]
         params.update(sequence=position[0], version=position[1], limit=check_limit(limit) + 1)
-        found = await self._executor.run(fetch_events, EVENTS[message_id is not None], params)
+        found = await self._executor.run(fetch_events, params)
         if len(found) <= limit:
             return page_of(found, None)
         last = found[limit - 1]

@@ -105,10 +105,10 @@ async def messages_at(
 
 
 @write
-async def rebuild(tx: Transaction, statements: Sequence[Statement]) -> None:
-    """Make the search index anew."""
-    for statement in statements:
-        await tx.run(statement)
+async def rebuild(tx: Transaction, language: str) -> None:
+    """Make the search index anew, in a language."""
+    for sql in rebuild_ddl(tx.dialect, language):
+        await tx.run(Statement(text(sql)))
 
 
 class Search(Store):
@@ -192,10 +192,7 @@ class Search(Store):
         Needed after the setting of the language was changed. A task of administration: it takes no tenant and reads
         no message out.
         """
-        statements = [
-            Statement(text(sql)) for sql in rebuild_ddl(self._executor.dialect, self._search_language)
-        ]
-        await self._executor.run(rebuild, statements)
+        await self._executor.run(rebuild, self._search_language)
 
 
 class _ByMeaning:

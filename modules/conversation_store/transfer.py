@@ -43,7 +43,6 @@ from modules.store_common.values import check_identifier, encode_json
 
 __all__ = [
     "ANALYZE",
-    "ARCHIVE_IMPORTED",
     "HAS_STATISTICS",
     "KNOWN_IDS",
     "LOCK",
@@ -77,13 +76,6 @@ _LOCK = select(_C.status, _C.last_sequence, _C.updated_at, type_coerce(utc_now()
 LOCK = Statement(_LOCK, postgresql=_LOCK.with_for_update())
 SET_COUNTER = Statement(
     update(_C).where(*_HERE).values(last_sequence=bindparam("sequence"), updated_at=bindparam("updated"))
-)
-#: Unlike `archive_conversation` this is no use of the conversation: `updated_at` stays as imported.
-ARCHIVE_IMPORTED = Statement(
-    update(_C)
-    .where(*_HERE, _C.status == "active")
-    .values(status="archived", archived_at=utc_now())
-    .returning(*CONVERSATION_COLUMNS)
 )
 _IDS = select(_M.id).where(
     _M.tenant_id == bindparam("tenant_id"), _M.conversation_id == bindparam("conversation_id")
@@ -257,7 +249,7 @@ class _Importer:
         values, _, archived = self._header
         if self._created and archived:
             await self._executor.run(
-                set_status, ARCHIVE_IMPORTED, values["tenant_id"], values["conversation_id"]
+                set_status, "archive_imported", values["tenant_id"], values["conversation_id"]
             )
         self._header = None
         return ImportResult(values["conversation_id"], self._created, self._added, self._seen - self._added)

@@ -30,6 +30,7 @@ __all__ = [
     "REMOVE_TURN",
     "STORE_PART",
     "begin_turn",
+    "begun_already",
     "end_turn",
     "recover",
     "store_part",
@@ -100,9 +101,7 @@ async def begin_turn(
     """Store the user's message and an empty reply, and mark the reply as being written."""
     places = await append_many(tx, tenant_id, conversation_id, messages, condition)
     if any(place.created_at is None for place in places):
-        raise IdempotencyConflictError(
-            "a message of this turn was stored before (its client_message_id is known): the turn was begun already"
-        )
+        raise begun_already()
     await tx.run(
         ADD_TURN,
         tenant_id=tenant_id,
@@ -112,6 +111,13 @@ async def begin_turn(
         seconds=seconds,
     )
     return places
+
+
+def begun_already() -> IdempotencyConflictError:
+    """Return the error of a turn whose message is there."""
+    return IdempotencyConflictError(
+        "a message of this turn was stored before (its client_message_id is known): the turn was begun already"
+    )
 
 
 @write

@@ -21,6 +21,7 @@ __all__ = [
     "Enqueued",
     "Key",
     "Prepared",
+    "enqueue_keyed",
     "enqueue_many",
     "enqueue_one",
     "enqueue_with_keys",
@@ -135,11 +136,12 @@ async def enqueue_with_keys(tx: Transaction, jobs: Sequence[Prepared]) -> List[E
     results: Dict[int, Enqueued] = {}
     # in the order of the keys, so that two transactions never wait for each other in a circle
     for n, job in sorted(enumerate(jobs), key=lambda item: [key[:2] for key in item[1].keys]):
-        results[n] = await _enqueue_keyed(tx, job)
+        results[n] = await enqueue_keyed(tx, job)
     return [results[n] for n in range(len(jobs))]
 
 
-async def _enqueue_keyed(tx: Transaction, job: Prepared) -> Enqueued:
+async def enqueue_keyed(tx: Transaction, job: Prepared) -> Enqueued:
+    """Insert one job with its keys and links, inside another operation; the job that holds a key, when one does."""
     taken: List[Key] = []
     for key in job.keys:
         found = await _take_key(tx, job, key)

@@ -5,8 +5,9 @@
     draft, scheduled, running -> cancelled
     succeeded, failed, cancelled -> scheduled (rerun, re-drive)
 
-Every table leads with `tenant_id`. Two indexes do not: a worker serves all tenants, so it looks for due jobs by queue
-(`ix_atlas_jobs_claim`) and for expired leases by time (`ix_atlas_jobs_leases`). What belongs to no tenant (queues' limits,
+Every table leads with `tenant_id`. Some indexes do not: a worker serves all tenants, so it looks for due jobs by queue
+(`ix_atlas_jobs_claim`) and for expired leases by time (`ix_atlas_jobs_leases`); a scheduler looks for due schedules, and
+upkeep counts dead jobs and forgets results. What belongs to no tenant (queues' limits,
 workers) stands under the empty tenant, which no caller can be.
 
 A run under way stands in its job's row (`fence` is its number) and gets a row of its own when it ends: three versions of
@@ -73,6 +74,11 @@ _CLAIMABLE = text("status = 'scheduled' AND parked = 0")
 _PARKED = text("parked = 1")
 _RUNNING = text("status = 'running'")
 _RUNNING_KEYED = text("status = 'running' AND concurrency_key IS NOT NULL")
+# Always true, and only in statements that list by status: while a table is empty the planner finds this index as good as the
+# key for finding one job, and a worker would keep that plan.
+_LISTED = text("version > 0")
+_DEAD = text("status = 'failed'")
+_HAS_NAME = text("name IS NOT NULL")
 _NAMED = text("name IS NOT NULL AND status IN ('draft', 'scheduled', 'running')")
 
 
@@ -91,8 +97,10 @@ class JobRow(Base):
         _partial("ix_atlas_jobs_leases", "lease_until", where=_RUNNING),
         _partial("ix_atlas_jobs_parked", "tenant_id", "concurrency_key", "priority", "run_at", where=_PARKED),
         _partial("ix_atlas_jobs_running_key", "tenant_id", "concurrency_key", where=_RUNNING_KEYED),
+        _partial("ix_atlas_jobs_dead", "finished_at", where=_DEAD),
+        _partial("ix_atlas_jobs_names", "tenant_id", "name", "id", where=_HAS_NAME),
         _partial("uq_atlas_jobs_name", "tenant_id", "name", where=_NAMED, unique=True),
-        Index("ix_atlas_jobs_status", "tenant_id", "status", "id"),
+        _partial("ix_atlas_jobs_status", "tenant_id", "status", "id", where=_LISTED),
     )
 
     tenant_id: Mapped[str] = mapped_column(Identifier)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
-from modules.job_store.base import Wake, announce
+from modules.job_store.base import Wake
 from modules.job_store.claims import Wanted, claim
 from modules.job_store.errors import JobLeaseLostError
 from modules.job_store.limits import (
@@ -26,6 +26,7 @@ from modules.job_store.settling import (
     settle_one,
     settlement,
 )
+from modules.job_store.upkeep import QueueUpkeep
 from modules.job_store.waiting import next_due_in
 from modules.storage.operations import Executor
 from modules.store_common.errors import InvalidValueError
@@ -37,7 +38,7 @@ __all__ = ["JobQueue"]
 _RESCUE_EVERY_S = 1.0
 
 
-class JobQueue:
+class JobQueue(QueueUpkeep):
     """Hands out jobs and takes back what became of them.
 
     Args:
@@ -49,9 +50,7 @@ class JobQueue:
     def __init__(
         self, executor: Executor, *, wake: Optional[Wake] = None, tenant_id: Optional[str] = None
     ) -> None:
-        self._executor = executor
-        self._wake = wake
-        self._tenant_id = tenant_id
+        super().__init__(executor, wake=wake, tenant_id=tenant_id)
         self._rescued_at = float("-inf")
 
     async def claim(
@@ -182,10 +181,6 @@ class JobQueue:
         """
         return await self._executor.run(next_due_in, check_names(queues, "queues"), self._tenant_id)
 
-    def of_tenant(self, tenant_id: str) -> JobQueue:
-        """Return the same, narrowed to the jobs of one tenant."""
-        return JobQueue(self._executor, wake=self._wake, tenant_id=check_identifier(tenant_id, "tenant_id"))
-
     async def rescue_expired(self, limit: int = 100) -> int:
         """End the runs whose lease ran out, so that their jobs run again; return how many. `claim` does it by itself."""
         ended, queues = await self._executor.run(rescue, check_count(limit))
@@ -212,9 +207,6 @@ class JobQueue:
         for item in batch:
             if item.tenant_id != self._tenant_id:
                 raise JobLeaseLostError(item.id, item.fence)
-
-    def _announce(self, queues: Iterable[str]) -> None:
-        announce(self._executor, self._wake, queues)
 
 
 def _claims(claims: Sequence[ClaimedJob]) -> List[ClaimedJob]:

@@ -310,6 +310,13 @@ class Schedule(Record):
     created_at: datetime
     updated_at: datetime
 
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        recurrence = self.recurrence.to_dict()
+        for name, value in recurrence.items():
+            recurrence[name] = value.isoformat() if isinstance(value, datetime) else value
+        return {**super().to_dict(), "recurrence": recurrence}
+
 
 @dataclass(frozen=True)
 class QueueLimit(Record):

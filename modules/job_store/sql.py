@@ -28,7 +28,7 @@ PARAMETERS: Dict[str, Any] = {
         String(),
     ),
     **dict.fromkeys(("fence", "max_attempts", "priority", "attempts", "attempt", "version", "number", "run", "parked",
-                     "cancel_requested", "concurrency_limit", "enabled"), Integer()),
+                     "cancel_requested", "concurrency_limit", "enabled", "paused"), Integer()),
     **dict.fromkeys(("limit", "n", "delay_us", "lease_us", "delta", "keep_us", "running", "count"), BigInteger()),
     **dict.fromkeys(("run_at", "scheduled_for", "until", "next_at", "last_at", "started_at", "finished_at", "created_at",
                      "updated_at", "lease_until", "now", "result_until", "seen_at"), UtcDateTime()),

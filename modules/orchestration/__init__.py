@@ -1,4 +1,4 @@
-"""Runs jobs: `Worker` for what is due, `@handler` for what does the work.
+"""Runs jobs: `Worker` for what is due, `Scheduler` for what comes back, `@handler` for what does the work.
 
     from modules.orchestration import Worker, handler
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from modules.orchestration.handlers import HandlerRegistry, handler
     from modules.orchestration.held import WorkerStatistics
+    from modules.orchestration.scheduler import Scheduler
     from modules.orchestration.worker import Worker
 
 _ROOMS: Dict[str, str] = {
@@ -45,6 +46,7 @@ _ROOMS: Dict[str, str] = {
     "JobTimeoutError": "modules.orchestration.errors",
     "OrchestrationError": "modules.orchestration.errors",
     "RetryJobError": "modules.orchestration.errors",
+    "Scheduler": "modules.orchestration.scheduler",
     "Worker": "modules.orchestration.worker",
     "WorkerStatistics": "modules.orchestration.held",
     "handler": "modules.orchestration.handlers",
@@ -61,6 +63,7 @@ __all__ = [
     "JobTimeoutError",
     "OrchestrationError",
     "RetryJobError",
+    "Scheduler",
     "Worker",
     "WorkerStatistics",
     "handler",

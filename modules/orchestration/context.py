@@ -6,7 +6,18 @@ import asyncio
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Coroutine, List, Mapping, MutableMapping, Optional, Tuple, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Coroutine,
+    List,
+    Mapping,
+    MutableMapping,
+    Optional,
+    Tuple,
+    TypeVar,
+)
 
 from modules.orchestration.errors import JobStoppedError
 from modules.orchestration.faults import masked, storable
@@ -47,6 +58,7 @@ class JobContext:
         "_lines",
         "_logger",
         "_loop",
+        "_news",
         "_progress",
         "_progress_changed",
         "_started",
@@ -56,11 +68,18 @@ class JobContext:
         "storage",
     )
 
-    def __init__(self, claim: ClaimedJob, storage: StorageManager, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        claim: ClaimedJob,
+        storage: StorageManager,
+        loop: asyncio.AbstractEventLoop,
+        news: Optional[Callable[[], None]] = None,
+    ) -> None:
         self.claim = claim
         self.storage = storage
         self.stop_reason: Optional[str] = None
         self._loop = loop
+        self._news = news
         self._deadline: Optional[float] = None
         self._started = time.monotonic()
         self._stopped: Optional[threading.Event] = None
@@ -172,7 +191,7 @@ class JobContext:
         return self._logger
 
     def progress(self, value: Any) -> None:
-        """Say how far the run is: a share from 0 to 1, a text, or any JSON value. Stored with the next heartbeat.
+        """Say how far the run is: a share from 0 to 1, a text, or any JSON value. Stored within a second.
 
         Raises:
             InvalidValueError: it is no JSON value.
@@ -180,6 +199,7 @@ class JobContext:
         check_json(value, "progress")
         self._progress = value
         self._progress_changed = True
+        self._tell()
 
     @property
     def last_progress(self) -> Any:
@@ -200,6 +220,7 @@ class JobContext:
             raise InvalidValueError(f"level must be one of {', '.join(_LEVELS)}")
         if len(self._lines) < _MOST_LINES:
             self._lines.append((level, storable(masked(str(message)[:_LONGEST_LINE]))))
+            self._tell()
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: Optional[float] = None) -> T:
         """Run a coroutine on the worker's loop, from a plain handler: `job.call(job.storage.kv.get("a", "b"))`.
@@ -232,21 +253,33 @@ class JobContext:
             future.cancel()
             raise
 
+    def _tell(self) -> None:
+        if self._news is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news)
+
     # --- for the worker -----------------------------------------------------------------------------------------
 
     def limit(self, seconds: float) -> None:
         """Let the run time out so many seconds from now."""
         self._deadline = time.monotonic() + seconds
 
+    @property
+    def has_news(self) -> bool:
+        """Whether something was told that is not stored yet."""
+        return self._progress_changed or bool(self._lines)
+
     def take_progress(self) -> Tuple[bool, Any]:
         """Return whether there is news since the last call, and the last progress."""
         changed, self._progress_changed = self._progress_changed, False
         return changed, self._progress
 
-    def take_lines(self) -> List[Tuple[str, str]]:
-        """Return the lines (level, message) since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
+    def untold_lines(self) -> List[Tuple[str, str]]:
+        """Return the lines (level, message) that are not stored yet."""
+        return list(self._lines)
+
+    def told_lines(self, count: int) -> None:
+        """The first `count` of them are stored now."""
+        del self._lines[:count]
 
 
 class _JobLogger(logging.LoggerAdapter):  # type: ignore[type-arg] # not generic at run time on 3.9 and 3.10

@@ -79,7 +79,7 @@ class Crew:
     ) -> None:
         queue = storage.job_queue
         if options.tenant_id is not None:
-            queue = queue.of_tenant(options.tenant_id)
+            queue = storage.jobs.queue(tenant_id=options.tenant_id)
         self._storage = storage
         self._options = options
         self._statistics = statistics
@@ -87,9 +87,13 @@ class Crew:
         self._threads = HandlerThreads(options.concurrency, f"atlas-job-{options.name}")
         self._told = settled
         self._settler = Settler(queue, self._holdings, statistics, self._settled)
+        self._upkeep = Upkeep(
+            queue, self._holdings, name=options.name, queues=options.queues, info=options.info,
+            every_s=options.heartbeat_s,
+        )  # fmt: skip
         self._runner = Runner(
             storage, handlers, self._threads, self._holdings, statistics,
-            concurrency=options.concurrency, default_timeout_s=options.timeout_s, ended=self._ended,
+            concurrency=options.concurrency, default_timeout_s=options.timeout_s, ended=self._ended, news=self._upkeep.news,
         )  # fmt: skip
         self._claimer = Claimer(
             queue, self._runner, self._settler, self._holdings, statistics,
@@ -99,10 +103,6 @@ class Crew:
         self._keeper = LeaseKeeper(
             queue, self._holdings, statistics,
             lease_s=options.lease_s, heartbeat_s=options.heartbeat_s, stop=self._runner.stop,
-        )  # fmt: skip
-        self._upkeep = Upkeep(
-            queue, self._holdings, name=options.name, queues=options.queues, info=options.info,
-            every_s=options.heartbeat_s,
         )  # fmt: skip
         self._changed: Optional[asyncio.Event] = None
         self._tasks: Dict[str, asyncio.Task[None]] = {}

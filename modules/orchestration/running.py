@@ -48,6 +48,7 @@ class Runner:
         statistics: Where to count.
         concurrency: Slots.
         default_timeout_s: For jobs that have none; None: no limit.
+        news: Called with a job that has progress or lines to store.
         ended: Called with each job whose `outcome` is known; without an outcome it is not ours to settle.
     """
 
@@ -62,6 +63,7 @@ class Runner:
         concurrency: int,
         default_timeout_s: Optional[float],
         ended: Callable[[Held], None],
+        news: Callable[[Held], None],
     ) -> None:
         self._storage = storage
         self._handlers = handlers
@@ -71,6 +73,7 @@ class Runner:
         self._concurrency = concurrency
         self._default_timeout_s = default_timeout_s
         self._ended = ended
+        self._news = news
         self._left_behind: Set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -145,7 +148,9 @@ class Runner:
         if handler is None:
             self._end(held, _failed(claim, HandlerNotFoundError(claim.handler), with_traceback=False))
             return
-        context = held.context = JobContext(claim, self._storage, asyncio.get_running_loop())
+        context = held.context = JobContext(
+            claim, self._storage, asyncio.get_running_loop(), functools.partial(self._news, held)
+        )
         timeout_s = claim.timeout_s if claim.timeout_s is not None else self._default_timeout_s
         if timeout_s is not None:
             context.limit(timeout_s)

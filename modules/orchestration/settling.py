@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Callable, Deque, List, Optional
 from modules.orchestration.faults import message_of
 from modules.orchestration.held import Held, Holdings, WorkerStatistics
 from modules.orchestration.outages import Outages
+from modules.orchestration.upkeep import tell
 from modules.store_common.errors import StorageError
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Settler:
             self._settled(held, status)
 
     async def _send(self, batch: List[Held]) -> List[Optional[str]]:
+        for held in batch:
+            if held.context is not None and held.context.has_news:
+                await tell(self._queue, held)
         outcomes = [held.outcome for held in batch if held.outcome is not None]
         return await self._queue.settle_to(outcomes) if outcomes else []
 

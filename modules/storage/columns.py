@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
 __all__ = [
+    "NOW_SQLITE",
     "SQLITE_NOW",
     "Codec",
     "FreeText",

@@ -28,6 +28,7 @@ _SWEEP_EVERY_S = 60.0
 _INDEX_EVERY_S = 5.0
 _RETENTION_EVERY_S = 3600.0
 _SWEEP_BATCH = 1000
+_RESCUE_EVERY_S = 10.0
 
 _Duty = Tuple[str, float, Callable[[], Awaitable[int]]]
 
@@ -51,19 +52,29 @@ class Maintenance:
         settings: StorageSettings,
         tenancy: TenantPolicy,
         vectors: Optional[VectorStores] = None,
+        wake: Optional[Callable[[str], None]] = None,
+        *,
+        conversations: Optional[Executor] = None,
+        kv: Optional[Executor] = None,
     ) -> None:
         self._vectors = vectors
         self._executor = executor
+        # what runs the operations of these stores, where they are not in SQL
+        self._conversations = executor if conversations is None else conversations
+        self._kv = executor if kv is None else kv
         self._settings = settings
         self._tenancy = tenancy
+        self._wake = wake
 
     async def run(self) -> None:
         """Do every duty when it is due, for ever; ended by cancelling its task."""
         duties: List[_Duty] = [
             ("turns", _TURNS_EVERY_S, self.recover_turns),
             ("sweep", _SWEEP_EVERY_S, self.sweep),
+            ("jobs", _RESCUE_EVERY_S, self.rescue_jobs),
+            ("results", _SWEEP_EVERY_S, self.sweep_jobs),
         ]
-        if self._executor.dialect == "sqlite":
+        if self._conversations.dialect == "sqlite":
             duties.append(("index", _INDEX_EVERY_S, self.index_messages))
         retention = self._settings.retention
         if any(
@@ -75,6 +86,8 @@ class Maintenance:
             )
         ):
             duties.append(("retention", _RETENTION_EVERY_S, self._retain_all))
+        if retention.job_days:
+            duties.append(("job retention", _RETENTION_EVERY_S, self.purge_jobs))
         due = {name: 0.0 for name, _, _ in duties}
         while True:
             for name, every_s, duty in duties:
@@ -101,25 +114,44 @@ class Maintenance:
         """Mark the replies of turns whose process died as interrupted, of every tenant; return how many there were."""
         from modules.conversation_store.maintenance import ConversationMaintenance
 
-        return await ConversationMaintenance(self._executor).recover_turns()
+        return await ConversationMaintenance(self._conversations).recover_turns()
 
     async def index_messages(self) -> int:
         """Put new messages into SQLite's full-text index, of every tenant; return how many there were."""
         from modules.conversation_store.maintenance import ConversationMaintenance
 
-        return await ConversationMaintenance(self._executor).index_pending()
+        return await ConversationMaintenance(self._conversations).index_pending()
 
     async def sweep(self) -> int:
         """Remove expired keys, of every tenant; return how many there were."""
         from modules.Tools.Base_Tools.kv_maintenance import KeyValueMaintenance
 
-        maintenance = KeyValueMaintenance(self._executor)
+        maintenance = KeyValueMaintenance(self._kv)
         total = 0
         while True:
             count = await maintenance.sweep_expired(_SWEEP_BATCH)
             total += count
             if count < _SWEEP_BATCH:
                 return total
+
+    async def rescue_jobs(self) -> int:
+        """Have jobs whose worker is gone run again, of every tenant; return how many there were."""
+        from modules.job_store.maintenance import JobMaintenance
+
+        return await JobMaintenance(self._executor, wake=self._wake).rescue_expired()
+
+    async def sweep_jobs(self) -> int:
+        """Forget results of jobs whose time is over, and workers that are silent for a day; return how many results."""
+        from modules.job_store.maintenance import JobMaintenance
+
+        return await JobMaintenance(self._executor).sweep()
+
+    async def purge_jobs(self, tenant_id: Optional[str] = None) -> int:
+        """Remove finished jobs that are older than `retention.job_days`, of every tenant or one; return how many."""
+        from modules.job_store.maintenance import JobMaintenance
+
+        days = self._settings.retention.job_days
+        return await JobMaintenance(self._executor).purge(days, tenant_id) if days else 0
 
     async def retain(self, tenant_id: Optional[str] = None) -> Dict[str, int]:
         """Apply the configured retention to every tenant, or to one; return what was done, in rows."""
@@ -131,9 +163,9 @@ class Maintenance:
         complete = False
         while not complete:
             if tenant_id is None:
-                result = await ConversationMaintenance(self._executor).run_retention(policy)
+                result = await ConversationMaintenance(self._conversations).run_retention(policy)
             else:
-                store = ConversationStore(self._executor, self._tenancy)
+                store = ConversationStore(self._conversations, self._tenancy)
                 result = await store.run_retention(policy, tenant_id=tenant_id)
             counts = result.to_dict()
             complete = counts.pop("complete")

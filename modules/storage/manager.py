@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Unio
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
 from modules.storage.maintenance import Maintenance
 from modules.storage.manager_checks import health_checks, verify_tables
+from modules.storage.manager_mongo import MongoAccess, MongoStores, check_mongo_settings, open_mongo
 from modules.storage.manager_outbox import UnitsOfWork, check_outbox, make_outbox
 from modules.storage.manager_schema import ensure_schema, require_known_schema
-from modules.storage.manager_stores import StoreParts, make_store, refuse_unbuilt
+from modules.storage.manager_stores import StoreParts, make_store
 from modules.storage.manager_tasks import stop_tasks
 from modules.storage.manager_vectors import VectorStores, check_vector_settings
 from modules.storage.opening import OpenOnce
 from modules.storage.pool import SQLPool
 from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
 from modules.storage.telemetry import Metrics, observed
-from modules.store_common.errors import NotConfiguredError, NotInitializedError, StorageError
+from modules.store_common.errors import NotInitializedError, StorageError
 from modules.store_common.tenancy import TenantPolicy
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ __all__ = ["StorageManager"]
 logger = logging.getLogger(__name__)
 
 
-class StorageManager(UnitsOfWork):
+class StorageManager(UnitsOfWork, MongoAccess):
     """Owns the stores of an application.
 
     Nothing is opened before `initialize()` (or `async with`). Stores are made at first access.
@@ -72,6 +73,7 @@ class StorageManager(UnitsOfWork):
         self._executor: Any = None
         self._vectors: Optional[VectorStores] = None
         self._semantic: Optional[SemanticIndex] = None
+        self._mongo: Optional[MongoStores] = None
         self._stores: Dict[str, Any] = {}
         self._backend: Any = None
         self._tasks: List[asyncio.Task[None]] = []
@@ -100,7 +102,7 @@ class StorageManager(UnitsOfWork):
     async def _open(self) -> None:
         started = time.monotonic()
         check_vector_settings(self._settings)
-        refuse_unbuilt(self._settings)
+        check_mongo_settings(self._settings)
         pool = SQLPool(self._settings.sql)
         await pool.initialize()
         try:
@@ -108,6 +110,7 @@ class StorageManager(UnitsOfWork):
                 await ensure_schema(pool)
             else:
                 await require_known_schema(pool)
+            self._mongo = await open_mongo(self._settings, self._metrics)
         except BaseException:
             await pool.shutdown()
             raise
@@ -144,6 +147,7 @@ class StorageManager(UnitsOfWork):
         self._backend = None
         vectors, self._vectors = self._vectors, None
         semantic, self._semantic = self._semantic, None
+        mongo, self._mongo = self._mongo, None
         await stop_tasks(tasks)
         self._outbox = None
         if semantic is not None:
@@ -151,6 +155,8 @@ class StorageManager(UnitsOfWork):
         if vectors is not None and os.getpid() == self._process:
             # the threads and connections of a parent process are its own to close
             await vectors.shutdown()
+        if mongo is not None:
+            await mongo.close()
         await pool.shutdown()
         logger.info("storage.shutdown", extra={"backend": pool.dialect})
 
@@ -322,19 +328,6 @@ class StorageManager(UnitsOfWork):
         backend: Union[SQLiteBackend, PostgreSQLBackend] = self._backend
         return backend
 
-    @property
-    def mongo_backend(self) -> Any:
-        """Administration of MongoDB. Not part of this release: `NotConfiguredError`."""
-        raise _no_mongo()
-
-    def get_mongo_client(self) -> Any:
-        """Return the MongoDB client. Not part of this release: `NotConfiguredError`."""
-        raise _no_mongo()
-
-    def get_mongo_database(self) -> Any:
-        """Return the MongoDB database. Not part of this release: `NotConfiguredError`."""
-        raise _no_mongo()
-
     # --- health and schema --------------------------------------------------------------------------------------
 
     @property
@@ -346,7 +339,7 @@ class StorageManager(UnitsOfWork):
         """Check every configured store now, side by side, each within `health_check_timeout_seconds`. Never raises."""
         if self._pool is None:
             return StorageHealthStatus()
-        checks = health_checks(self._pool, self._vector_stores(), lambda: self.semantic_index)
+        checks = health_checks(self._pool, self._vector_stores(), lambda: self.semantic_index, self._mongo)
         outbox = self.outbox
         checks["outbox"] = lambda: check_outbox(outbox, self._settings)
         return await check_all(checks, self._settings.health_check_timeout_seconds)
@@ -358,7 +351,7 @@ class StorageManager(UnitsOfWork):
 
     async def verify_stores(self) -> Dict[str, bool]:
         """Return for each configured store whether its tables are there."""
-        return await verify_tables(self._open_pool(), self._vector_stores())
+        return await verify_tables(self._open_pool(), self._vector_stores(), self._mongo)
 
     async def ensure_schemas(self) -> Dict[str, bool]:
         """Bring the schema up to date and return for each configured store whether its tables are there.
@@ -368,12 +361,22 @@ class StorageManager(UnitsOfWork):
         """
         pool = self._open_pool()
         await ensure_schema(pool)
-        return await verify_tables(pool, self._vector_stores())
+        if self._mongo is not None:
+            await self._mongo.ensure()
+        return await verify_tables(pool, self._vector_stores(), self._mongo)
 
     @property
     def maintenance(self) -> Maintenance:
         """Upkeep across tenants, done in the background: what `atlas-storage prune` does now."""
-        return Maintenance(self.executor, self._settings, self._tenancy, self._vector_stores())
+        return Maintenance(
+            self.executor,
+            self._settings,
+            self._tenancy,
+            self._vector_stores(),
+            self.wakeups.notify,
+            conversations=self._executor_of("conversations"),
+            kv=self._executor_of("kv"),
+        )
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -398,13 +401,19 @@ class StorageManager(UnitsOfWork):
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)
         if store is None:
-            store = self._stores[name] = self._make_store(name, self.executor)
+            store = self._stores[name] = self._make_store(name, self._executor_of(name))
         return store
+
+    def _executor_of(self, store: str) -> Executor:
+        """Return what runs the operations of a store outside of units of work."""
+        return self.executor if self._mongo is None else self._mongo.executor_or(store, self.executor)
 
     def _make_store(self, name: str, executor: Executor) -> Any:
         """Make the store `name` on `executor`: the pool's, or a unit of work's."""
         if name == "vectors":
             return self._vector_stores().within(executor)
+        if self._mongo is not None:
+            self._mongo.refuse_other_executor(name, executor)
         if name == "documents":
             return self._documents(executor)
         wake = self.wakeups.notify
@@ -431,7 +440,3 @@ def _make_backend(pool: SQLPool) -> Any:
     from modules.storage.backends.postgresql import PostgreSQLBackend
 
     return PostgreSQLBackend(pool)
-
-
-def _no_mongo() -> NotConfiguredError:
-    return NotConfiguredError("MongoDB is not configured: this release of atlas-storage does not have it yet")

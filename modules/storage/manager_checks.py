@@ -13,14 +13,16 @@ from modules.storage.migrations import HEAD
 from modules.storage.settings import SQLDialect
 
 if TYPE_CHECKING:
+    from modules.storage.manager_mongo import MongoStores
     from modules.storage.pool import SQLPool
     from modules.storage.semantic import SemanticIndex
 
-__all__ = ["TABLES", "health_checks", "verify_tables"]
+__all__ = ["TABLES", "HealthResult", "health_checks", "verify_tables"]
 
 #: Tables without which a store cannot work, by the name of its health component.
 TABLES: Dict[str, Tuple[str, ...]] = {
     "conversation_store": ("atlas_conversations", "atlas_messages", "atlas_users", "atlas_sessions"),
+    "job_store": ("atlas_jobs", "atlas_job_runs", "atlas_job_schedules", "atlas_job_queues"),
     "kv_store": ("atlas_kv_entries",),
     "task_store": ("atlas_tasks", "atlas_task_events", "atlas_task_dependencies"),
 }
@@ -28,13 +30,19 @@ TABLES: Dict[str, Tuple[str, ...]] = {
 _LOW_DISK_BYTES = 256 * 1024 * 1024
 # A write-ahead log this large means that a reader keeps it from being emptied, in bytes.
 _LARGE_WAL_BYTES = 512 * 1024 * 1024
+# A job that has been due for longer is told as a degraded store, in seconds.
+_LONG_OVERDUE_S = 900.0
 # Messages that wait longer than this to be embedded are a sign that nobody embeds them, in seconds.
 _LATE_S = 600.0
-_Result = Tuple[HealthStatus, str, Dict[str, Any]]
+#: Status, what is wrong ("" when nothing is), details.
+HealthResult = Tuple[HealthStatus, str, Dict[str, Any]]
 
 
 def health_checks(
-    pool: SQLPool, vectors: VectorStores, semantic: Callable[[], Optional[SemanticIndex]]
+    pool: SQLPool,
+    vectors: VectorStores,
+    semantic: Callable[[], Optional[SemanticIndex]],
+    mongo: Optional[MongoStores] = None,
 ) -> Dict[str, HealthCheck]:
     """Return the checks of an open pool and its vector stores by the name of the component.
 
@@ -42,17 +50,23 @@ def health_checks(
         pool: Of the SQL database.
         vectors: The vector stores.
         semantic: Gives what embeds messages; None: nothing does.
+        mongo: MongoDB, where it is configured.
     """
     checks: Dict[str, HealthCheck] = {"sql": lambda: _check_sql(pool)}
+    if mongo is not None:
+        checks["mongo"] = mongo.check
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
+    checks["job_store"] = lambda: _check_jobs(pool)
     checks["task_store"] = lambda: _check_tasks(pool)
     if vectors.backend != "none":
         checks["vector_store"] = lambda: _check_vectors(pool, vectors, semantic)
     return checks
 
 
-async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]:
+async def verify_tables(
+    pool: SQLPool, vectors: VectorStores, mongo: Optional[MongoStores] = None
+) -> Dict[str, bool]:
     """Return for each store whether its tables are there; "sql" whether the database answers, a remote store whether it does."""
     backend = _backend(pool)
     present = set(await backend.get_table_names())
@@ -61,10 +75,12 @@ async def verify_tables(pool: SQLPool, vectors: VectorStores) -> Dict[str, bool]
         found["vector_store"] = present.issuperset(VECTOR_TABLES[vectors.backend])
     elif vectors.backend != "none":
         found["vector_store"] = await vectors.answers()
+    if mongo is not None:
+        found.update(await mongo.verify())
     return {"sql": await pool.health_check(), **found}
 
 
-async def _check_tasks(pool: SQLPool) -> _Result:
+async def _check_tasks(pool: SQLPool) -> HealthResult:
     status, message, details = await _check_tables(pool, TABLES["task_store"])
     if message:
         return status, message, details
@@ -75,7 +91,7 @@ async def _check_tasks(pool: SQLPool) -> _Result:
 
 async def _check_vectors(
     pool: SQLPool, vectors: VectorStores, semantic: Callable[[], Optional[SemanticIndex]]
-) -> _Result:
+) -> HealthResult:
     tables = VECTOR_TABLES.get(vectors.backend, ())
     if tables:
         status, message, details = await _check_tables(pool, tables)
@@ -113,7 +129,7 @@ async def _look_at_embedding(pool: SQLPool, index: Optional[SemanticIndex], deta
     )
 
 
-async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
+async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> HealthResult:
     there = await _backend(pool).verify_tables(tables)
     missing = sorted(table for table, found in there.items() if not found)
     if missing:
@@ -125,7 +141,32 @@ async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> _Result:
     return HealthStatus.HEALTHY, "", {"tables": len(there)}
 
 
-async def _check_sql(pool: SQLPool) -> _Result:
+async def _check_jobs(pool: SQLPool) -> HealthResult:
+    from modules.job_store.maintenance import JobMaintenance
+
+    status, message, details = await _check_tables(pool, TABLES["job_store"])
+    if message:
+        return status, message, details
+    numbers = await JobMaintenance(pool.executor).numbers()
+    details.update(
+        backlog=numbers.backlog,
+        running=numbers.running,
+        dead=numbers.dead,
+        oldest_due_at=None if numbers.oldest_due_at is None else numbers.oldest_due_at.isoformat(),
+        overdue_s=round(numbers.overdue_s, 3),
+        workers=numbers.workers,
+    )
+    if numbers.overdue_s > _LONG_OVERDUE_S:
+        who = "no worker is there" if not numbers.workers else f"{numbers.workers} workers are there"
+        return (
+            HealthStatus.DEGRADED,
+            f"a job has been due for {numbers.overdue_s / 60:.0f} min and {who}; start `atlas-storage worker`",
+            details,
+        )
+    return HealthStatus.HEALTHY, "", details
+
+
+async def _check_sql(pool: SQLPool) -> HealthResult:
     revision = await schema_revision(pool)
     details: Dict[str, Any] = {
         "dialect": pool.dialect,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modules.storage.settings import StorageSettings
     from modules.store_common.tenancy import TenantPolicy
 
-__all__ = ["StoreParts", "make_store", "refuse_unbuilt"]
+__all__ = ["StoreParts", "make_store"]
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,6 @@ def make_store(name: str, parts: StoreParts) -> Any:
             f"the {name} store is not configured: this release of atlas-storage does not have it yet"
         )
     return maker(parts)
-
-
-def refuse_unbuilt(settings: StorageSettings) -> None:
-    """Refuse settings that ask for a store of a later release; no other is quietly used."""
-    for field in ("use_mongo_for_conversations", "use_mongo_for_jobs"):
-        if getattr(settings, field):
-            raise NotConfiguredError(
-                f"{field} is set, but this release of atlas-storage has no MongoDB stores yet; unset it"
-            )
-    if settings.kv.backend != "sql":
-        raise NotConfiguredError(
-            "kv.backend names a back end that this release of atlas-storage does not have; use sql"
-        )
 
 
 def _access(parts: StoreParts) -> Any:

@@ -115,6 +115,7 @@ class MongoBackendSettings(Section):
     server_selection_timeout_ms: Int = Field(
         10_000, ge=1, description="Milliseconds to look for a usable server before a call fails."
     )
+    command_timeout_s: Seconds = Field(30.0, description="Seconds that one call of a store may take.")
 
     @validates(mode="before")
     @classmethod
@@ -201,6 +202,12 @@ class VectorBackendSettings(Section):
     )
     collection_name: Text = Field("atlas_vectors", description="Collection used when a call names none.")
     embedding_dimension: Int = Field(1536, ge=1, description="Numbers per vector in a new collection.")
+    sqlite_ann_rows: Int = Field(
+        0,
+        ge=0,
+        description="sqlite: documents in a namespace from which on an approximate index is used (extra `ann`); 0 = every "
+        "search is exact.",
+    )
     pgvector_index_type: PgvectorIndexType = Field(
         PgvectorIndexType.HNSW, description="Index of a new collection: `hnsw`, `ivfflat` or `none` (exact)."
     )

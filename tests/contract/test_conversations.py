@@ -19,6 +19,9 @@ from modules.store_common.errors import (
     InvalidCursorError,
     InvalidValueError,
 )
+from tests.support import backends
+
+backend = backends.backend
 
 
 @pytest.fixture

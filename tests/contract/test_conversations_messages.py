@@ -22,7 +22,10 @@ from modules.conversation_store.reading import RECENT, _fetch_statement
 from modules.conversation_store.records import NewMessage
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import ConcurrencyError, IdempotencyConflictError, InvalidValueError
+from tests.support import backends
 from tests.support.values import contract_values, same
+
+backend = backends.backend
 
 INJECTIONS = [
     "'; DROP TABLE atlas_messages; --",
@@ -111,18 +114,19 @@ class TestAppending:
             )
         assert await store.add_messages("c1", []) == []
 
-    async def test_fifty_writers_lose_and_reorder_nothing(self, store: Any) -> None:
+    @pytest.mark.parametrize("each", [20, pytest.param(200, marks=pytest.mark.needs("fast"))])
+    async def test_fifty_writers_lose_and_reorder_nothing(self, store: Any, each: int) -> None:
         """P19: 50 writers x 200 appends -> exactly 10,000 messages, gapless, each writer's own order kept."""
 
         async def write(writer: int) -> None:
-            for n in range(200):
+            for n in range(each):
                 await store.add_message("c1", "user", n, author_id=f"w{writer}")
 
         await asyncio.gather(*[write(writer) for writer in range(50)])
         seen = [(m.sequence, m.author_id, m.content) async for m in store.stream_messages("c1")]
-        assert [sequence for sequence, _, _ in seen] == list(range(1, 10_001))
+        assert [sequence for sequence, _, _ in seen] == list(range(1, 50 * each + 1))
         for writer in range(50):
-            assert [n for _, author, n in seen if author == f"w{writer}"] == list(range(200))
+            assert [n for _, author, n in seen if author == f"w{writer}"] == list(range(each))
 
     async def test_batches_over_many_conversations_do_not_block_each_other(self, store: Any) -> None:
         names = [f"b{n}" for n in range(8)]
@@ -249,10 +253,19 @@ class TestReading:
 
 
 class TestValues:
+    @pytest.mark.needs("fast")
     @settings(max_examples=500)
     @given(content=contract_values(), extra=contract_values())
     async def test_values_come_back_identical(self, store: Any, content: Any, extra: Any) -> None:
         """P27: what is read is what was written, types and signs included."""
+        await self._comes_back(store, content, extra)
+
+    @settings(max_examples=40)
+    @given(content=contract_values(), extra=contract_values())
+    async def test_some_values_come_back_identical(self, store: Any, content: Any, extra: Any) -> None:
+        await self._comes_back(store, content, extra)
+
+    async def _comes_back(self, store: Any, content: Any, extra: Any) -> None:
         added = await store.add_message("c1", "user", content, metadata={"v": extra})
         back = await store.get_message("c1", added.id)
         assert same(back.content, content)
@@ -335,6 +348,7 @@ class TestPlans:
                 ],
             )
 
+    @pytest.mark.needs("sql")
     async def test_no_statement_of_the_hot_path_scans_or_sorts(self, store: Any, storage: Any) -> None:
         await self._fill(store)
         key = {"tenant_id": "default", "conversation_id": "c2"}

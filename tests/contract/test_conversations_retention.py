@@ -11,6 +11,9 @@ from modules.conversation_store.errors import ConversationArchivedError
 from modules.conversation_store.maintenance import ConversationMaintenance
 from modules.conversation_store.records import RetentionPolicy
 from modules.store_common.errors import InvalidValueError
+from tests.support import backends
+
+backend = backends.backend
 
 
 @pytest.fixture
@@ -45,6 +48,7 @@ class TestRetention:
         )
         assert len(await store.search("umbrella", limit=100)) == 6
 
+    @pytest.mark.needs("fast")
     async def test_history_limit_is_bounded_and_resumes(self, store: Any) -> None:
         await old(store, "long", 0, messages=1200)
         policy = RetentionPolicy(history_limit=100, purge_after_days=0)
@@ -61,7 +65,7 @@ class TestRetention:
             for n in range(4):
                 await old(store, f"c{n}", n, tenant_id=tenant)
         policy = RetentionPolicy(max_conversations=3, tenants={"b": RetentionPolicy(max_conversations=1)})
-        maintenance = ConversationMaintenance(storage.executor)
+        maintenance = ConversationMaintenance(storage.conversations._executor)
         assert [tenant async for tenant in maintenance.list_tenants()] == ["a", "b"]
         assert (await maintenance.run_retention(policy)).conversations_deleted == 1 + 3
         assert [c.id for c in await store.list_conversations(tenant_id="a")] == ["c0", "c1", "c2"]

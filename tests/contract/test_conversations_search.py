@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.text_query import STOP_WORDS, fts5_query, question_terms, snippet_of
+from tests.support import backends
+
+backend = backends.backend
 
 
 @pytest.fixture
@@ -162,6 +165,7 @@ class TestPendingIndex:
         again = await self._note(store, "walrus after the reset")
         assert [hit.message.id for hit in await store.search("walrus")] == [again.id]
 
+    @pytest.mark.needs("sql")
     async def test_a_unit_of_work_finds_its_own_and_leaves_nothing(self, storage: Any) -> None:
         await storage.conversations.create_conversation("c")
         with pytest.raises(KeyError):
@@ -171,6 +175,7 @@ class TestPendingIndex:
                 raise KeyError
         assert await storage.conversations.search("walrus") == []
 
+    @pytest.mark.needs("fast")
     async def test_many_messages_and_many_writers_meanwhile(self, store: Any) -> None:
         await store.create_conversation("c")
         await store.add_messages("c", [{"role": "user", "content": f"otter {n}"} for n in range(2500)])
@@ -178,6 +183,7 @@ class TestPendingIndex:
         hits = await asyncio.gather(*[store.search("beside", limit=100) for _ in range(5)])
         assert [len(found) for found in hits] == [50] * 5
 
+    @pytest.mark.needs("sql")
     async def test_the_background_indexes_what_nobody_searched(self, storage: Any) -> None:
         await storage.conversations.create_conversation("c")
         for n in range(3):

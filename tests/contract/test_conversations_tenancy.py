@@ -16,6 +16,9 @@ from modules.conversation_store.repository import ConversationStore
 from modules.store_common.clock import utc_now
 from modules.store_common.errors import InvalidCursorError, NotFoundError, TenantContextError
 from modules.store_common.tenancy import TenantPolicy, tenant_context
+from tests.support import backends
+
+backend = backends.backend
 
 _LEASE = ConversationLease("c1", "owner", 1, utc_now())
 
@@ -152,7 +155,7 @@ async def test_another_tenants_things_do_not_exist(store: Any, name: str) -> Non
 
 @pytest.mark.parametrize("name", sorted(CASES))
 async def test_without_a_tenant_where_one_is_required(storage: Any, name: str) -> None:
-    strict = ConversationStore(storage.executor, TenantPolicy(required=True))
+    strict = ConversationStore(storage.conversations._executor, TenantPolicy(required=True))
     with pytest.raises(TenantContextError):
         await CASES[name][1](strict)
 

@@ -11,6 +11,9 @@ from modules.conversation_store.errors import ConversationLeaseLostError, Conver
 from modules.conversation_store.maintenance import ConversationMaintenance
 from modules.store_common.deadlines import deadline
 from modules.store_common.errors import IdempotencyConflictError, StorageError
+from tests.support import backends
+
+backend = backends.backend
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ class TestRecovery:
         dead._ticker.cancel()  # its process is gone
         await dead.write("what was written")
         await dead.flush()
-        maintenance = ConversationMaintenance(storage.executor)
+        maintenance = ConversationMaintenance(storage.conversations._executor)
 
         async def found() -> bool:
             return bool((await last(store)).status == "interrupted" or await maintenance.recover_turns())

@@ -165,6 +165,7 @@ async def test_a_fresh_database_is_healthy(storage: Any, backend: str) -> None:
     assert set(health.components) == {
         "sql",
         "conversation_store",
+        "job_store",
         "kv_store",
         "outbox",
         "task_store",

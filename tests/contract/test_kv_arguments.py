@@ -10,7 +10,7 @@ from modules.store_common.errors import InvalidValueError
 from modules.Tools.Base_Tools.kv_store import KeyValueStore, ValueSerializationError
 from tests.support import kv as support
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 _BAD_NAMES: List[Any] = ["", " a", "a\n", "a\x00b", "\ud800", 5, None, b"a"]
 

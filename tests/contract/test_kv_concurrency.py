@@ -6,13 +6,15 @@ import asyncio
 from collections import Counter
 from typing import Any, List
 
+import pytest
+
 from modules.store_common.errors import ConcurrencyError
 from modules.store_common.tenancy import TenantPolicy
 from modules.Tools.Base_Tools.kv_store import ABSENT, KeyValueStore
 from tests.support import kv as support
 from tests.support.kv import open_pool
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 async def test_400_increments_give_400(kv: KeyValueStore) -> None:
@@ -109,6 +111,7 @@ async def test_calls_that_wait_together_get_their_own_answers(kv: KeyValueStore)
     assert asked[180:] == [["t0", "n0", 0] if t == "t0" else "none" for t in tenants]
 
 
+@pytest.mark.needs("fast")
 async def test_large_writes_that_cross_do_not_block_each_other(kv: KeyValueStore) -> None:
     keys = [f"k{i:03}" for i in range(300)]
     await asyncio.gather(

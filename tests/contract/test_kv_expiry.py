@@ -12,15 +12,9 @@ from modules.store_common.errors import ConcurrencyError, InvalidValueError
 from modules.store_common.tenancy import TenantPolicy
 from modules.Tools.Base_Tools.kv_store import ABSENT, KeyNotFoundError, KeyValueMaintenance, KeyValueStore
 from tests.support import kv as support
-from tests.support.kv import expire, query
+from tests.support.kv import count_rows, expire
 
-kv, kv_pool = support.kv, support.kv_pool
-
-
-async def _count_rows(kv: KeyValueStore) -> int:
-    from sqlalchemy import Integer
-
-    return int((await query(kv, "SELECT count(*) AS n FROM atlas_kv_entries", n=Integer))[0][0])
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 async def test_ttl_counts_down(kv: KeyValueStore) -> None:
@@ -116,7 +110,7 @@ async def test_expired_is_invisible_to_every_method(kv: KeyValueStore) -> None:
     assert await kv.delete("app", "k") is False
     await fresh()
     assert await kv.clear("app") == 0
-    assert await _count_rows(kv) == 0
+    assert await count_rows(kv) == 0
 
 
 async def test_writing_over_an_expired_entry_starts_anew(kv: KeyValueStore) -> None:
@@ -169,7 +163,7 @@ async def test_the_sweep_removes_what_expired_of_every_tenant(kv: KeyValueStore,
     assert await maintenance.sweep_expired(limit=4) == 4
     assert await maintenance.sweep_expired(limit=4) == 1
     assert await maintenance.sweep_expired() == 0
-    assert await _count_rows(kv) == 4 * 2 + 3
+    assert await count_rows(kv) == 4 * 2 + 3
     assert await kv.get_many("app", ["k0", "later", "for-ever"], tenant_id="c") == {
         "k0": 1,
         "later": 1,

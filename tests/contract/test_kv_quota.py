@@ -18,7 +18,7 @@ from modules.Tools.Base_Tools.kv_store import (
 from tests.support import kv as support
 from tests.support.kv import expire, open_pool, usage
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 def limited(pool: Any, namespace: int = 0, total: int = 0) -> KeyValueStore:
@@ -189,6 +189,7 @@ async def test_accounts_follow_writers_without_limits(kv: KeyValueStore, kv_pool
     await usage(strict)
 
 
+@pytest.mark.needs("sql")
 async def test_accounts_opened_while_others_write_miss_nothing(
     migrated_settings: Any, kv: KeyValueStore, kv_pool: Any, backend: str
 ) -> None:
@@ -208,6 +209,7 @@ async def test_accounts_opened_while_others_write_miss_nothing(
             await pool.shutdown()
 
 
+@pytest.mark.needs("sql")
 async def test_a_unit_of_work_counts_what_it_has_not_committed(storage: Any) -> None:
     from modules.storage.unit_of_work import UnitOfWork  # noqa: F401 - the manager has one
 

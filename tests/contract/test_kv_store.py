@@ -31,7 +31,7 @@ from modules.Tools.Base_Tools.kv_store import (
 )
 from tests.support import kv as support
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 async def test_a_value_comes_back_with_its_version(kv: KeyValueStore) -> None:
@@ -193,6 +193,7 @@ async def test_a_counter_stays_within_64_bits(kv: KeyValueStore) -> None:
     assert not await kv.exists("app", "new")
 
 
+@pytest.mark.needs("fast")
 async def test_many_at_once(kv: KeyValueStore) -> None:
     items = {f"k{i}": {"n": i} for i in range(2500)}
     items["raw"] = b"bytes"  # type: ignore[assignment]
@@ -350,6 +351,7 @@ async def test_clear_removes_one_namespace(kv: KeyValueStore, monkeypatch: pytes
     assert await kv.get("keep", "k1") == "kept"
 
 
+@pytest.mark.needs("sql")
 async def test_a_failed_unit_of_work_leaves_nothing(storage: Any) -> None:
     await storage.kv.set("app", "kept", 1)
     with pytest.raises(RuntimeError, match="on purpose"):

@@ -13,7 +13,7 @@ from modules.store_common.tenancy import TenantPolicy, tenant_context
 from modules.Tools.Base_Tools.kv_store import KeyNotFoundError, KeyValuePage, KeyValueStore, NamespacePage
 from tests.support import kv as support
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 Call = Callable[[KeyValueStore, Dict[str, Any]], Awaitable[Any]]
 #: A call of every public method on an entry that another tenant has, and what it must answer: as if it did not exist.

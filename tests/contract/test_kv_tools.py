@@ -38,7 +38,7 @@ from modules.Tools.Base_Tools.kv_store import (
 )
 from tests.support import kv as support
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 @pytest.fixture(autouse=True)

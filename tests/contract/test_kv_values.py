@@ -14,7 +14,7 @@ from modules.Tools.Base_Tools.kv_store import InvalidValueTypeError, KeyValueSto
 from tests.support import kv as support
 from tests.support.values import any_values, contract_values, same, texts
 
-kv, kv_pool = support.kv, support.kv_pool
+kv, kv_pool, backend = support.kv, support.kv_pool, support.backend
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,20 @@ def long_integers_can_be_shown() -> Iterator[None]:
 _RAW = st.one_of(st.binary(max_size=200), st.binary(max_size=20).map(bytearray))
 
 
+@pytest.mark.needs("fast")
 @settings(max_examples=500)
 @given(value=st.one_of(contract_values(), any_values(), _RAW))
 async def test_identical_or_refused(kv: KeyValueStore, value: Any) -> None:
+    await _identical_or_refused(kv, value)
+
+
+@settings(max_examples=40)
+@given(value=st.one_of(contract_values(), any_values(), _RAW))
+async def test_identical_or_refused_fewer(kv: KeyValueStore, value: Any) -> None:
+    await _identical_or_refused(kv, value)
+
+
+async def _identical_or_refused(kv: KeyValueStore, value: Any) -> None:
     await kv.set("p27", "k", "former")
     try:
         await kv.set("p27", "k", value)
@@ -51,9 +62,20 @@ async def test_identical_or_refused(kv: KeyValueStore, value: Any) -> None:
     assert await kv.compare_and_set("p27", "k", "next", expected=value) == entry.version + 1
 
 
+@pytest.mark.needs("fast")
 @settings(max_examples=100)
 @given(values=st.dictionaries(st.integers(0, 50).map(str), st.one_of(contract_values(max_leaves=4), _RAW)))
 async def test_many_are_identical(kv: KeyValueStore, values: Any) -> None:
+    await _many_are_identical(kv, values)
+
+
+@settings(max_examples=10)
+@given(values=st.dictionaries(st.integers(0, 50).map(str), st.one_of(contract_values(max_leaves=4), _RAW)))
+async def test_many_are_identical_fewer(kv: KeyValueStore, values: Any) -> None:
+    await _many_are_identical(kv, values)
+
+
+async def _many_are_identical(kv: KeyValueStore, values: Any) -> None:
     await kv.clear("many")
     await kv.set_many("many", values)
     found = await kv.get_many("many", list(values))
@@ -82,15 +104,35 @@ _HOSTILE = [
     "%s",
     "{}",
     "COLLATE",
+    "$where",
+    "$gt",
+    "a.b",
+    "_id",
+    "\u007fx",
     "\u0660",
     "\ufeff",
 ]
 _names = st.one_of(st.sampled_from(_HOSTILE), texts(max_size=20))
 
 
+@pytest.mark.needs("fast")
 @settings(max_examples=200)
 @given(namespace=_names, key=_names, prefix=_names, tenant=_names)
 async def test_names_are_only_names(
+    kv: KeyValueStore, namespace: str, key: str, prefix: str, tenant: str
+) -> None:
+    await _names_are_only_names(kv, namespace, key, prefix, tenant)
+
+
+@settings(max_examples=25)
+@given(namespace=_names, key=_names, prefix=_names, tenant=_names)
+async def test_names_are_only_names_fewer(
+    kv: KeyValueStore, namespace: str, key: str, prefix: str, tenant: str
+) -> None:
+    await _names_are_only_names(kv, namespace, key, prefix, tenant)
+
+
+async def _names_are_only_names(
     kv: KeyValueStore, namespace: str, key: str, prefix: str, tenant: str
 ) -> None:
     await kv.set("witness", "k", "safe", tenant_id="witness")

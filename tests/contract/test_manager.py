@@ -105,7 +105,7 @@ async def test_stores_of_later_issues_are_not_configured(storage: Any) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [{"use_mongo_for_conversations": True}, {"use_mongo_for_jobs": True}],
+    [{"use_mongo_for_jobs": True}],
     ids=lambda asked: next(iter(asked)),
 )
 async def test_settings_for_later_stores_are_refused_not_ignored(

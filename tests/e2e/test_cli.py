@@ -45,6 +45,8 @@ COMMANDS = [
     ["token", "revoke"],
     ["prune"],
     ["backup"],
+    ["worker"],
+    ["scheduler"],
     ["demo"],
 ]
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "cli.md"

@@ -6,6 +6,8 @@ Importing costs seconds, so it is done once here and each child is a fork. A lin
 
     {"mode": "prepare" | "work" | "recover", "tenant": ..., "plan": [[failpoint, action, at], ...], "out": FILE, "log": FILE}
 
+With "first" a child that works prepares the stores itself, before its failpoints are armed.
+
 Its pid is printed when it begins, its wait status when it ends; what it found is in the file `out`. Actions are those of
 `modules.store_common.failpoints` and: `cut` (every connection to PostgreSQL is ended by the server), `redeliver` (what is
 claimed is handed out once more), `twice` (the same unit is begun again beside this one).
@@ -215,7 +217,9 @@ async def _child(pair: Pair, order: Dict[str, Any]) -> Dict[str, Any]:
     started = time.monotonic()
     storage = pair.manager()
     tasks: List[Any] = []
-    pair.arm(storage, order["plan"], tasks)
+    first = bool(order.get("first"))
+    if not first:
+        pair.arm(storage, order["plan"], tasks)
     with tenant_context(order["tenant"]):
         async with storage:
             await pair.attach(storage)
@@ -223,6 +227,9 @@ async def _child(pair: Pair, order: Dict[str, Any]) -> Dict[str, Any]:
                 if order["mode"] == "prepare":
                     found = await pair.prepare(storage)
                 elif order["mode"] == "work":
+                    if first:
+                        await pair.prepare(storage)
+                        pair.arm(storage, order["plan"], tasks)
                     found = await pair.work(storage, bool(order.get("fails")))
                 else:
                     found = await pair.recover(storage, started)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.conversation_store.errors import ConversationArchivedError, MessageExistsError
 from modules.store_common.errors import ConcurrencyError, IdempotencyConflictError, NotFoundError
+from tests.support import backends
+
+backend = backends.backend
 
 _NAMES = st.sampled_from(["c1", "c2"])
 _IDS = st.sampled_from(["m1", "m2", "m3"])
@@ -187,9 +191,20 @@ async def _answers(call: Any, expected: Any) -> None:
 _number = iter(range(10**9))
 
 
+@pytest.mark.needs("fast")
 @settings(max_examples=60)
 @given(steps=st.lists(_STEPS, min_size=10, max_size=40))
 async def test_the_store_behaves_as_the_model(storage: Any, steps: List[Any]) -> None:
+    await _compare(storage, steps)
+
+
+@settings(max_examples=4)
+@given(steps=st.lists(_STEPS, min_size=10, max_size=40))
+async def test_the_store_behaves_as_the_model_for_a_while(storage: Any, steps: List[Any]) -> None:
+    await _compare(storage, steps)
+
+
+async def _compare(storage: Any, steps: List[Any]) -> None:
     model, real = _Model(), _Real(storage.conversations, f"t{next(_number)}")
     # both are there to begin with, one message each: most steps need them, and chance would make them late
     begin = [

@@ -32,6 +32,7 @@ from modules.Tools.Base_Tools.kv_store import (
     KeyValueStore,
     NamespaceQuotaExceededError,
 )
+from tests.support.backends import ABILITIES
 from tests.support.kv import expire, open_pool, usage
 from tests.support.values import contract_values, same
 
@@ -289,7 +290,8 @@ def _size(key: str, value: Any) -> int:
 
 @pytest.fixture
 def world(migrated_settings: Any, backend: str) -> Iterator[_World]:
-    made = _World(migrated_settings, reopens=backend != "sqlite-memory")
+    made = _World(migrated_settings, reopens="reopen" in ABILITIES[backend])
+    made.runs = _RUNS if "fast" in ABILITIES[backend] else 3
     yield made
     made.close()
 
@@ -297,5 +299,6 @@ def world(migrated_settings: Any, backend: str) -> Iterator[_World]:
 @pytest.mark.parametrize("limit", [0, _LIMIT], ids=["no-limit", "limit"])
 def test_the_store_behaves_like_a_dict(world: _World, limit: int) -> None:
     run_state_machine_as_test(
-        _machine(world, limit), settings=settings(max_examples=_RUNS, stateful_step_count=50, deadline=None)
+        _machine(world, limit),
+        settings=settings(max_examples=world.runs, stateful_step_count=50, deadline=None),
     )

@@ -83,6 +83,7 @@ PAGES = {
     "key": "/kv/settings/model",
     "vectors": "/vectors",
     "collection": "/vectors/docs?near=d3",
+    "outbox": "/outbox",
     "migrations": "/migrations",
 }
 

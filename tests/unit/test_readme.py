@@ -7,27 +7,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import List
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def _example() -> str:
-    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert found is not None, "the README has no Python example"
-    return found.group(1)
+def _examples() -> List[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_example_is_the_file_in_examples() -> None:
-    assert _example().strip() in (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
-
-
-def test_the_example_runs_in_an_empty_directory(tmp_path: Path) -> None:
-    (tmp_path / "example.py").write_text(_example(), encoding="utf-8")
+def _run(example: str, directory: Path) -> List[str]:
+    (directory / "example.py").write_text(example, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ATLAS_")}
     run = subprocess.run(
         [sys.executable, "example.py"],
-        cwd=tmp_path,
+        cwd=directory,
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -35,12 +30,29 @@ def test_the_example_runs_in_an_empty_directory(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
+    return run.stdout.splitlines()
+
+
+def test_the_examples_are_the_files_in_examples() -> None:
+    files = [(ROOT / "examples" / name).read_text(encoding="utf-8") for name in ("quickstart.py", "jobs.py")]
+
+    assert len(_examples()) == len(files)
+    for example, file in zip(_examples(), files):
+        assert example.strip() in file
+
+
+def test_the_first_example_runs_in_an_empty_directory(tmp_path: Path) -> None:
+    lines = _run(_examples()[0], tmp_path)
+
     assert lines[:2] == ["user - Find me a quiet hotel.", "assistant - How about Alfama?"]
     assert lines[2].startswith("found: ")
     assert "hotel" in lines[2]
     assert lines[-1] == "{'hotel': 'Alfama', 'nights': 3}"
     assert (tmp_path / ".atlas" / "storage.sqlite3").exists()
+
+
+def test_the_job_of_the_second_example_is_run(tmp_path: Path) -> None:
+    assert _run(_examples()[1], tmp_path) == ["to ada@example.org attempt 1"]
 
 
 def test_links_lead_somewhere() -> None:

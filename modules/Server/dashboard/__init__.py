@@ -16,14 +16,23 @@ from typing import Optional
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from modules.Server.dashboard.pages import conversations, keys, login, migrations, overview, thread, vectors
+from modules.Server.dashboard.pages import (
+    conversations,
+    keys,
+    login,
+    migrations,
+    outbox,
+    overview,
+    thread,
+    vectors,
+)
 from modules.Server.dashboard.rendering import mount_static, render
 from modules.Server.dashboard.visitors import LoginNeededError
 
 __all__ = ["PAGES", "error_page", "install"]
 
 #: The pages, one file each.
-PAGES = (login, overview, conversations, thread, keys, vectors, migrations)
+PAGES = (login, overview, conversations, thread, keys, vectors, outbox, migrations)
 
 
 def error_page(

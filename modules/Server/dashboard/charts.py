@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from markupsafe import Markup, escape
 
-__all__ = ["Dot", "bar", "scatter", "sparkline"]
+__all__ = ["Dot", "Span", "bar", "scatter", "sparkline", "timeline"]
 
 
 class Dot(NamedTuple):
@@ -122,3 +123,53 @@ def scatter(dots: Sequence[Dot], *, label: str, width: int = 720, height: int = 
     return Markup(
         '<svg class="map" viewBox="0 0 {w} {h}" role="group" aria-label="{label}">{points}</svg>'
     ).format(w=width, h=height, label=label, points=Markup("").join(points))
+
+
+class Span(NamedTuple):
+    """A stretch of time.
+
+    Attributes:
+        begin: When it began.
+        end: When it ended; later.
+        kind: A class: the state of what it stands for.
+        label: Shown when it is pointed at.
+    """
+
+    begin: datetime
+    end: datetime
+    kind: str
+    label: str
+
+
+def timeline(spans: Sequence[Span], *, label: str, width: int = 720) -> Markup:
+    """Return bars over a common axis of time, one row for each span.
+
+    Args:
+        spans: The oldest first.
+        label: What it shows.
+        width: In pixels.
+    """
+    if not spans:
+        return Markup("")
+    first = min(span.begin for span in spans)
+    whole = max(0.001, (max(span.end for span in spans) - first).total_seconds())
+    row, rows = 16, []
+    for index, span in enumerate(spans):
+        x = width * (span.begin - first).total_seconds() / whole
+        wide = max(3.0, width * (span.end - span.begin).total_seconds() / whole)
+        rows.append(
+            Markup(
+                '<rect class="track" x="0" y="{y}" width="{w}" height="10" rx="3"/>'
+                '<rect class="part-{kind}" x="{x}" y="{y}" width="{wide}" height="10" rx="3"><title>{label}</title></rect>'
+            ).format(
+                y=index * row,
+                w=width,
+                kind=span.kind,
+                x=f"{min(x, width - 3):.1f}",
+                wide=f"{wide:.1f}",
+                label=span.label,
+            )
+        )
+    return Markup(
+        '<svg class="runs" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">{rows}</svg>'
+    ).format(w=width, h=len(spans) * row, label=label, rows=Markup("").join(rows))

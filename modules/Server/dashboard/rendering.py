@@ -55,6 +55,7 @@ NAVIGATION = (
     ("/search", "search", "Search"),
     ("/vectors", "vectors", "Vectors"),
     ("/kv", "kv", "Keys"),
+    ("/outbox", "outbox", "Outbox"),
     ("/migrations", "migrations", "Migrations"),
 )
 
@@ -178,6 +179,7 @@ def _names(visitor: Optional[Visitor], request: Request, given: Dict[str, Any]) 
         "path": request.url.path.removeprefix("/live") or "/",
         "notice": request.query_params.get("notice", ""),
         "may_write": visitor is not None and visitor.may("write"),
+        "may_administer": visitor is not None and visitor.may("admin"),
         "may_monitor": visitor is not None and visitor.may("monitor"),
         **given,
     }

@@ -18,6 +18,7 @@ from modules.Tools.Base_Tools.kv_errors import CounterOverflowError, InvalidValu
 from modules.Tools.Base_Tools.kv_records import EncodedValue
 
 __all__ = [
+    "check_countable",
     "clear_part",
     "comparable",
     "compare_and_set",
@@ -37,6 +38,7 @@ __all__ = [
     "set_version",
     "time_to_live",
     "touch",
+    "wrong_version",
 ]
 
 _MAX_INTEGER = 2**63 - 1
@@ -236,7 +238,11 @@ async def _wrong_version(
     tx: Transaction, tenant_id: str, namespace: str, key: str, expected: int
 ) -> ConcurrencyError:
     found = await tx.first(sql.EXISTS, tenant=tenant_id, space=namespace, name=key)
-    actual = 0 if found is None else int(found[0])
+    return wrong_version(namespace, key, expected, 0 if found is None else int(found[0]))
+
+
+def wrong_version(namespace: str, key: str, expected: int, actual: int) -> ConcurrencyError:
+    """Return the error of a version that is not the expected one; 0 means that there is no entry."""
     return ConcurrencyError(
         f"the key {key!r} of namespace {namespace!r} has version {actual} and not the expected {expected}"
         " (0 means that it does not exist); read it again and decide",
@@ -362,7 +368,11 @@ async def _explain_refusal(tx: Transaction, tenant_id: str, namespace: str, key:
     found = await tx.first(sql.GET, tenant=tenant_id, space=namespace, name=key)
     if found is None:
         return
-    value, data = found
+    check_countable(namespace, key, found[0], found[1], amount)
+
+
+def check_countable(namespace: str, key: str, value: Any, data: Optional[bytes], amount: int) -> None:
+    """Raise unless `amount` can be added to what is stored."""
     if type(value) is not int or data is not None:
         kind = "bytes" if data is not None else type(value).__name__
         raise InvalidValueTypeError(

@@ -25,7 +25,7 @@ from modules.storage.statements import Statement
 from modules.Tools.Base_Tools.kv_errors import GlobalQuotaExceededError, NamespaceQuotaExceededError
 from modules.Tools.Base_Tools.kv_models import ACCOUNT_LOCK, TOTAL, KeyValueRow, KeyValueUsageRow
 
-__all__ = ["LOCK_TENANT_ACCOUNTS", "NOT_STARTED", "Limits", "start_accounts", "within_limits"]
+__all__ = ["LOCK_TENANT_ACCOUNTS", "NOT_STARTED", "Limits", "refusal", "start_accounts", "within_limits"]
 
 _E: Any = KeyValueRow.__table__
 _U: Any = KeyValueUsageRow.__table__
@@ -153,7 +153,7 @@ async def within_limits(
         after = await _read(tx, tenant_id, accounts)
         for name in accounts:
             if _passes(name, after, needed, accounts):
-                raise _refusal(name, accounts[name], after[name] - needed[name], needed[name])
+                raise refusal(name, accounts[name], after[name] - needed[name], needed[name])
     return result
 
 
@@ -207,7 +207,8 @@ async def start_accounts(tx: Transaction) -> None:
         await tx.run(_MARK)
 
 
-def _refusal(name: str, limit: int, used: int, needed: int) -> Exception:
+def refusal(name: str, limit: int, used: int, needed: int) -> Exception:
+    """Return the error of a limit that would be passed; all in bytes."""
     amounts = (
         f"of {limit} bytes: {used} are used and this write needs {needed} more; delete something or raise"
     )

@@ -9,6 +9,7 @@ from modules.storage.commands import (
     data,
     demo,
     embed,
+    jobs,
     kv,
     outbox,
     schema,
@@ -18,6 +19,7 @@ from modules.storage.commands import (
     tasks,
     tokens,
     vectors,
+    work,
 )
 from modules.storage.commands.invocation import group
 
@@ -41,10 +43,12 @@ for room in (
     embed,
     kv,
     tasks,
+    jobs,
     vectors,
     outbox,
     serve,
     tokens,
+    work,
     demo,
 ):
     room.register(app)

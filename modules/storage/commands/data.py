@@ -69,7 +69,12 @@ async def prune(call: Invocation) -> None:
 
 async def _prune(call: Invocation, storage: StorageManager) -> Dict[str, int]:
     maintenance = storage.maintenance
-    return {"expired_keys": await maintenance.sweep(), **await maintenance.retain(call.options.tenant)}
+    return {
+        "expired_keys": await maintenance.sweep(),
+        **await maintenance.retain(call.options.tenant),
+        "results_forgotten": await maintenance.sweep_jobs(),
+        "jobs_deleted": await maintenance.purge_jobs(call.options.tenant),
+    }
 
 
 async def backup(

@@ -19,6 +19,7 @@ from typing import (
     Callable,
     Dict,
     List,
+    Mapping,
     Optional,
     get_type_hints,
 )
@@ -89,12 +90,20 @@ class Invocation:
         return settings
 
     @asynccontextmanager
-    async def storage(self, *, background: bool = True) -> AsyncIterator[StorageManager]:
-        """Open the storage for the block, as the tenant of `--tenant`; `background` as for `StorageManager`."""
+    async def storage(
+        self, *, background: bool = True, overrides: Optional[Mapping[str, Any]] = None
+    ) -> AsyncIterator[StorageManager]:
+        """Open the storage for the block, as the tenant of `--tenant`.
+
+        Args:
+            background: As for `StorageManager`.
+            overrides: Settings that this command wants otherwise.
+        """
         from modules.storage.manager import StorageManager
 
+        settings = self.settings.merged_with(overrides) if overrides else self.settings
         with self.as_tenant():
-            async with StorageManager(self.settings, background=background) as storage:
+            async with StorageManager(settings, background=background) as storage:
                 yield storage
 
     def as_tenant(self) -> Any:

@@ -54,7 +54,9 @@ async def serve(
     settings = call.settings.merged_with(
         {"server": {name: value for name, value in given.items() if value is not None}}
     )
-    async with call.storage() as storage:
+    # whoever serves wants to see; who has said something of telemetry is heeded
+    watched = {"telemetry": "metrics"} if settings.sources["telemetry"] == "default" else {}
+    async with call.storage(overrides=watched) as storage:
         server = HttpServer(storage, settings.server)
         async with _token_for_now(storage, login) as token:
             await server.run(lambda: _tell(call, server, settings.server, token))

@@ -117,16 +117,15 @@ async def recall(
     """Measure what share of the nearest documents the index finds, against exact search."""
     async with call.storage() as storage:
         provider = storage.vectors
-        measure = getattr(provider, "recall", None)
-        if measure is None:
-            known = await provider.get_collection(collection)
-            if known is None:
-                raise CommandFailedError(f"there is no vector collection {collection!r}")
-            if not provider.capabilities.exact_search:
-                raise CommandUsageError(f"the vector store {provider.name} cannot measure its recall")
+        if await provider.get_collection(collection) is None:
+            raise CommandFailedError(f"there is no vector collection {collection!r}")
+        if provider.capabilities.exact_search:
             call.out.document({"collection": collection, "exact": True, "recall": 1.0})
             call.out.line(f"{collection}: every search is exact, recall 1.0.")
             return
+        measure = getattr(provider, "recall", None)
+        if measure is None:
+            raise CommandUsageError(f"the vector store {provider.name} cannot measure its recall")
         report = await measure(collection, sample)
     shown = _fields(report)
     call.out.document({"collection": collection, **shown})

@@ -93,7 +93,8 @@ def _in_memory(context: VectorContext) -> Dict[str, Any]:
 
 
 def _sqlite(context: VectorContext) -> Dict[str, Any]:
-    return {"executor": context.require_executor("sqlite", "sqlite")}
+    executor = context.require_executor("sqlite", "sqlite")
+    return {"executor": executor, "ann_rows": context.settings.sqlite_ann_rows}
 
 
 def _pgvector(context: VectorContext) -> Dict[str, Any]:

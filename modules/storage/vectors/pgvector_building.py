@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import time
@@ -54,23 +55,29 @@ class IndexedProvider(VectorProvider):
     _builds: Dict[str, asyncio.Task[None]]
     _build_after: Dict[str, float]
 
+    @abc.abstractmethod
     def _enter_open(self) -> str:
-        raise NotImplementedError
+        """Return the schema of the extension; raises when the store is not open."""
 
+    @abc.abstractmethod
     def _table(self, spec: CollectionSpec) -> CollectionStatements:
-        raise NotImplementedError
+        """Return the statements of a collection's table."""
 
+    @abc.abstractmethod
     def _gone(self, tenant_id: str, spec: CollectionSpec) -> VectorNotFoundError:
-        raise NotImplementedError
+        """Forget a collection and return the error that says so."""
 
+    @abc.abstractmethod
     async def _run(self, operation: Any, *args: Any) -> Any:
-        raise NotImplementedError
+        """Run an operation, with errors of this store."""
 
+    @abc.abstractmethod
     async def _run_on(self, tenant_id: str, spec: CollectionSpec, operation: Any, *args: Any) -> Any:
-        raise NotImplementedError
+        """Run an operation on a collection's table."""
 
+    @abc.abstractmethod
     async def _current_state(self, tenant_id: str, spec: CollectionSpec) -> IndexState:
-        raise NotImplementedError
+        """Return what is known of the index, read again when that was long ago."""
 
     async def _rebuild_index(self, tenant_id: str, spec: CollectionSpec) -> CollectionSpec:
         table = self._table(spec)

@@ -3,7 +3,7 @@
 Vectors are float32 BLOBs beside everything else, so an upsert joins the transaction of the messages it belongs to. A
 search multiplies a matrix kept in memory for each namespace, which is brought up to date by the collection's change
 counter before every search: other processes' writes are seen. A filter is answered in SQL first, and only what passes is
-scored. There is no approximate index: recall is 1.0 at any size.
+scored. Recall is 1.0 at any size, unless an approximate index is asked for (`sqlite_ann`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import (
+    Any,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +34,22 @@ from modules.storage.statements import Row
 from modules.storage.vectors import sqlite_operations as operations
 from modules.storage.vectors import sqlite_upkeep as upkeep
 from modules.storage.vectors.base import VectorProvider
-from modules.storage.vectors.checks import CollectionSpec, PreparedDocument, require_no_options
+from modules.storage.vectors.checks import CollectionSpec, PreparedDocument, namespace_of, require_no_options
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.errors import VectorCollectionError, VectorNotFoundError, VectorStoreError
 from modules.storage.vectors.filters import Filter
 from modules.storage.vectors.models import Capabilities, DistanceMetric, SearchResults, VectorDocument
 from modules.storage.vectors.registry import register_vector_provider
+from modules.storage.vectors.sqlite_ann import AnnOptions, load_faiss
+from modules.storage.vectors.sqlite_building import IndexBuilds, RecallReport
 from modules.storage.vectors.sqlite_matrix import MatrixCache
 from modules.storage.vectors.sqlite_operations import CollectionGoneError, Place
 from modules.storage.vectors.sqlite_search import Search, document_of
-from modules.store_common.errors import StatementError
+from modules.store_common.errors import InvalidValueError, StatementError
 from modules.store_common.tenancy import TenantPolicy
 from modules.store_common.values import encode_json
 
-__all__ = ["SQLiteVectorProvider"]
+__all__ = ["RecallReport", "SQLiteVectorProvider"]
 
 T = TypeVar("T")
 
@@ -53,6 +66,9 @@ class SQLiteVectorProvider(VectorProvider):
         tenancy: How the tenant of a call is found.
         cache_bytes: How much memory the matrices may take together (a namespace that does not fit is read from the file
             at every search); 0: none are kept.
+        ann_rows: Documents in a namespace from which on searches without a filter use an approximate index, kept in
+            memory and built in the background (extra `ann`); 0: never, every search is exact.
+        ann_recall: Share of the 10 nearest that it must find in its own measurement to be used, above 0 to 1.
     """
 
     name = "sqlite"
@@ -63,8 +79,14 @@ class SQLiteVectorProvider(VectorProvider):
         *,
         tenancy: Optional[TenantPolicy] = None,
         cache_bytes: int = _CACHE_BYTES,
+        ann_rows: int = 0,
+        ann_recall: float = 0.98,
     ) -> None:
         super().__init__(tenancy=tenancy)
+        if ann_rows < 0 or not 0 < ann_recall <= 1:
+            raise InvalidValueError("ann_rows is 0 or more, ann_recall above 0 and at most 1")
+        self._ann = AnnOptions(ann_rows, ann_recall)
+        self._builds = IndexBuilds(self._ann)
         self._executor = executor
         self._cache = MatrixCache(cache_bytes)
         self._workers: Optional[ThreadPoolExecutor] = None
@@ -72,9 +94,9 @@ class SQLiteVectorProvider(VectorProvider):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Exact; joins the database's transactions."""
+        """Exact, unless an approximate index was asked for; joins the database's transactions."""
         return Capabilities(
-            exact_search=True,
+            exact_search=not self._ann.rows,
             native_filters=True,
             transactional=True,
             immediately_consistent=True,
@@ -118,12 +140,15 @@ class SQLiteVectorProvider(VectorProvider):
             raise VectorStoreError(
                 "the tables of the vector store are not in this database; run `atlas-storage migrate`"
             ) from exc
+        if self._ann.rows:
+            await run_in_thread(load_faiss)
         if self._workers is None:
             self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="atlas-vectors")
 
     async def shutdown(self) -> None:
         """Forget the matrices and end the worker threads; the executor stays open."""
         workers, self._workers = self._workers, None
+        await self._builds.cancel()
         self._cache.clear()
         self._specs.clear()
         if workers is not None:
@@ -284,8 +309,34 @@ class SQLiteVectorProvider(VectorProvider):
                 Place(query.tenant_id, number, query.namespace),
                 spec,
                 query,
+                self._ann,
+                self._builds.begin if self._ann.rows and self._workers is not None else None,
             ).run(),
         )
+
+    async def recall(
+        self, collection: str, sample: int = 0, *, tenant_id: Optional[str] = None
+    ) -> RecallReport:
+        """Return what the index of the default namespace was measured to find; its own build takes the sample."""
+        found = await self.index_ready(collection, tenant_id=tenant_id)
+        return RecallReport(0, 1.0, 0, False) if found is None else found
+
+    async def index_ready(
+        self, collection: str, *, namespace: Optional[str] = None, tenant_id: Optional[str] = None
+    ) -> Optional[RecallReport]:
+        """Wait until the approximate index of a namespace is built, where it is large enough for one.
+
+        Returns:
+            What was measured after the build; None: it is searched exactly.
+        """
+        tenant, spec = await self._known(collection, tenant_id)
+        place = Place(tenant, spec.options["collection_id"], namespace_of(namespace))
+        zero = np.ones(spec.dimension, dtype=np.float32)
+        await self.search(collection, zero, top_k=1, namespace=namespace, tenant_id=tenant_id)
+        await self._builds.finish()
+        matrix = self._cache.get(place)
+        index = None if matrix is None else matrix.index
+        return None if index is None else RecallReport(index.rows, index.recall, index.effort, index.is_used)
 
     async def _rebuild_index(self, tenant_id: str, spec: CollectionSpec) -> CollectionSpec:
         self._cache.drop_collection(tenant_id, spec.options["collection_id"])

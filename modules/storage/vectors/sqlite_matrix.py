@@ -15,14 +15,20 @@ from numpy.typing import NDArray
 
 from modules.storage.vectors.models import DistanceMetric
 from modules.storage.vectors.ranking import nearest, row_norms
+from modules.storage.vectors.sqlite_ann import AnnOptions, ApproximateIndex, Snapshot
 from modules.storage.vectors.sqlite_operations import Delta, Place
 
-__all__ = ["Hit", "Matrix", "MatrixCache"]
+__all__ = ["NEVER", "Hit", "Matrix", "MatrixCache"]
+
+#: No approximate index.
+NEVER = AnnOptions()
 
 #: id, score, distance and the change number of the row that was scored.
 Hit = Tuple[str, float, float, int]
 
 _KEPT_FILTERS = 16
+# Rows written since an index was built, which every search looks at besides, until it is built anew.
+_MOST_NEWER = 5_000
 # Python's own cost of a row besides its vector: id text, its place in the table of ids, change number, norm
 _ROW_BYTES = 200
 
@@ -33,10 +39,14 @@ class Matrix:
     Args:
         dimension: Numbers in a vector.
         metric: The collection's.
+        ann: When an approximate index is used.
     """
 
-    def __init__(self, dimension: int, metric: DistanceMetric) -> None:
+    def __init__(self, dimension: int, metric: DistanceMetric, ann: AnnOptions = NEVER) -> None:
         self.seen = 0
+        self.is_building = False
+        self._ann = ann
+        self._index: Optional[ApproximateIndex] = None
         self._metric = metric
         self._lock = threading.Lock()
         self._ids: List[str] = []
@@ -50,7 +60,8 @@ class Matrix:
     @property
     def size_bytes(self) -> int:
         """About how much memory it takes."""
-        return int(self._vectors.nbytes) + _ROW_BYTES * len(self._ids)
+        index = 0 if self._index is None else self._index.size_bytes
+        return int(self._vectors.nbytes) + _ROW_BYTES * len(self._ids) + index
 
     @property
     def rows(self) -> int:
@@ -96,6 +107,54 @@ class Matrix:
             self.seen = delta.until
             return True
 
+    # --- the approximate index ------------------------------------------------------------------------------------
+
+    @property
+    def index(self) -> Optional[ApproximateIndex]:
+        """The approximate index, used or found wanting; None: there is none."""
+        return self._index
+
+    @property
+    def wants_index(self) -> bool:
+        """Whether it is large enough for an index, and has none, or one of before much was written."""
+        rows = len(self._ids)
+        if not self._ann.rows or rows < self._ann.rows or self.is_building:
+            return False
+        if self._index is None:
+            return True
+        if not self._index.is_used:
+            # it did not reach the target; perhaps with other data
+            return rows >= 2 * self._index.rows
+        return len(self._newer()) > max(_MOST_NEWER, self._index.rows // 5)
+
+    def snapshot(self) -> Snapshot:
+        """Return what an index is built of."""
+        with self._lock:
+            count = len(self._ids)
+            return Snapshot(self._metric, self._vectors[:count].copy(), list(self._ids), self.seen)
+
+    def take_index(self, index: Optional[ApproximateIndex]) -> None:
+        """Use an index that was built of a snapshot of this matrix."""
+        with self._lock:
+            self._index = index
+
+    def _newer(self) -> NDArray[np.int64]:
+        """Return the rows that the index does not know in their present state."""
+        index = self._index
+        since = 0 if index is None else index.until
+        rows: NDArray[np.int64] = np.flatnonzero(self._changes[: len(self._ids)] > since)
+        return rows
+
+    def _candidates(self, query: NDArray[np.float32], top_k: int) -> Optional[NDArray[np.int64]]:
+        """Return the rows among which the nearest probably are; None: all must be looked at."""
+        index = self._index
+        if index is None or not index.is_used or top_k > self._ann.most:
+            return None
+        places = self._places
+        known = [places[item] for item in index.nearest(query, top_k) if item in places]
+        rows: NDArray[np.int64] = np.union1d(np.array(known, dtype=np.int64), self._newer())
+        return rows if len(rows) >= min(top_k, len(self._ids)) else None
+
     def search(
         self,
         queries: NDArray[np.float32],
@@ -122,8 +181,9 @@ class Matrix:
                     return None
             hits: List[List[Hit]] = []
             for query in queries:
+                among = self._candidates(query, top_k) if key is None else rows
                 ranked = nearest(
-                    self._metric, query, self._vectors[:count], self._norms[:count], self._ids, top_k, rows
+                    self._metric, query, self._vectors[:count], self._norms[:count], self._ids, top_k, among
                 )
                 changes = [int(self._changes[place]) for place in ranked.positions]
                 named = [self._ids[place] for place in ranked.positions]

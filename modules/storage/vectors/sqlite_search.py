@@ -19,7 +19,8 @@ from modules.storage.vectors.checks import CollectionSpec
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.filters import matches
 from modules.storage.vectors.models import SearchResults, VectorDocument, VectorSearchResult
-from modules.storage.vectors.sqlite_matrix import Hit, Matrix, MatrixCache
+from modules.storage.vectors.sqlite_ann import AnnOptions
+from modules.storage.vectors.sqlite_matrix import NEVER, Hit, Matrix, MatrixCache
 from modules.storage.vectors.sqlite_operations import Delta, Place, SearchView
 
 __all__ = ["Search", "document_of"]
@@ -43,6 +44,8 @@ class Search:
         place: Where to look.
         spec: The collection.
         query: What to look for.
+        ann: When an approximate index is used.
+        build: Begins to build one, in the background.
     """
 
     def __init__(
@@ -53,7 +56,11 @@ class Search:
         place: Place,
         spec: CollectionSpec,
         query: Query,
+        ann: AnnOptions = NEVER,
+        build: Optional[Callable[[Matrix], None]] = None,
     ) -> None:
+        self._ann = ann
+        self._build = build
         self._executor = executor
         self._cache = cache
         self._work = work
@@ -106,6 +113,9 @@ class Search:
         query = self._query
         rows = matrix.rows if view.matching is None else len(view.matching)
 
+        if self._build is not None and matrix.wants_index:
+            self._build(matrix)
+
         def score() -> Optional[List[List[Hit]]]:
             return matrix.search(query.vectors, query.top_k, self._key, view.matching, view.until)
 
@@ -145,7 +155,7 @@ class Search:
         return applied
 
     async def _load(self, view: SearchView) -> Matrix:
-        matrix = Matrix(self._spec.dimension, self._spec.metric)
+        matrix = Matrix(self._spec.dimension, self._spec.metric, self._ann)
         matrix.reserve(view.rows)
         since = view.until
         delta = await self._chunk(since, 0, "")

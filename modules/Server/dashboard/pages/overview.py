@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from fastapi import APIRouter, Request
 
 from modules.Server.dashboard.rendering import page
 from modules.Server.dashboard.visitors import Visitor
+from modules.storage.health import StorageHealthStatus
 
 __all__ = ["overview", "router"]
 
@@ -53,6 +54,7 @@ async def overview(visitor: Visitor, request: Request) -> Dict[str, Any]:
         "rates": history.rates(),
         "traffic": visitor.services.traffic,
         "streams": visitor.services.feed.open_streams,
+        "outbox": _outbox(sample.health) if visitor.may("monitor") else None,
         "recent": recent.items,
     }
 
@@ -80,6 +82,14 @@ def _pool(numbers: Dict[str, int]) -> List[Dict[str, Any]]:
         },
         {"label": "Waiting to read", "value": str(numbers.get("reader_waiting", 0)), "note": "", "parts": []},
     ]
+
+
+def _outbox(health: StorageHealthStatus) -> Optional[Dict[str, Any]]:
+    """Return what the last health check said of the outbox."""
+    found = health.components.get("outbox")
+    if found is None or "pending" not in found.details:
+        return None
+    return {name: found.details.get(name, 0) for name in ("pending", "parked", "lag_s")}
 
 
 def _batch(numbers: Dict[str, int]) -> float:

@@ -67,11 +67,25 @@ def upgrade() -> None:
         sqlite_where=sa.text("status = 'scheduled' AND parked = 0"),
     )
     op.create_index(
+        "ix_atlas_jobs_dead",
+        "atlas_jobs",
+        ["finished_at"],
+        postgresql_where=sa.text("status = 'failed'"),
+        sqlite_where=sa.text("status = 'failed'"),
+    )
+    op.create_index(
         "ix_atlas_jobs_leases",
         "atlas_jobs",
         ["lease_until"],
         postgresql_where=sa.text("status = 'running'"),
         sqlite_where=sa.text("status = 'running'"),
+    )
+    op.create_index(
+        "ix_atlas_jobs_names",
+        "atlas_jobs",
+        ["tenant_id", "name", "id"],
+        postgresql_where=sa.text("name IS NOT NULL"),
+        sqlite_where=sa.text("name IS NOT NULL"),
     )
     op.create_index(
         "ix_atlas_jobs_parked",
@@ -87,7 +101,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'running' AND concurrency_key IS NOT NULL"),
         sqlite_where=sa.text("status = 'running' AND concurrency_key IS NOT NULL"),
     )
-    op.create_index("ix_atlas_jobs_status", "atlas_jobs", ["tenant_id", "status", "id"])
+    op.create_index(
+        "ix_atlas_jobs_status",
+        "atlas_jobs",
+        ["tenant_id", "status", "id"],
+        postgresql_where=sa.text("version > 0"),
+        sqlite_where=sa.text("version > 0"),
+    )
     op.create_index(
         "uq_atlas_jobs_name",
         "atlas_jobs",

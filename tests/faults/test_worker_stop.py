@@ -1,0 +1,142 @@
+"""P23 for workers and schedulers: SIGTERM loses nothing and really ends, whatever the handlers do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from modules.job_store.records import NewJob
+from modules.job_store.schedules import Recurrence
+from modules.storage.manager import StorageManager
+from tests.support.crew import CrewOfProcesses, sluggishness
+
+GRACE_S = 1.0
+#: What is promised beyond the grace, in seconds.
+OVERTIME_S = 2.0
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def url(request: pytest.FixtureRequest, databases: Any) -> str:
+    return str(databases.url(request.param, migrated=True))
+
+
+@pytest.fixture
+def crew(url: str, tmp_path: Path, child_environment: Dict[str, str]) -> Iterator[CrewOfProcesses]:
+    made = CrewOfProcesses(url, tmp_path, child_environment)
+    yield made
+    made.close()
+
+
+def enqueue(url: str, count: int, handler: str = "effect") -> List[str]:
+    async def work() -> List[str]:
+        async with StorageManager({"sql": {"url": url}}) as storage:
+            return await storage.jobs.enqueue_many([NewJob(handler) for _ in range(count)])
+
+    return asyncio.run(work())
+
+
+def told(out: str) -> List[Any]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_under_load_it_ends_in_order_and_nothing_is_lost(crew: CrewOfProcesses, url: str) -> None:
+    jobs = enqueue(url, 400)
+    worker = crew.start(grace=5, kind="slow", concurrency=4)
+    crew.until(lambda: len(crew.runs()) >= 4, 30, "jobs run")
+    started = time.monotonic()
+    code, out, err = worker.end()
+    took = time.monotonic() - started
+
+    assert code == 0, err
+    assert took <= 5 + OVERTIME_S + sluggishness()
+    counted, left = told(out)
+    assert left == {"threads": [], "tasks": []}
+    assert "Task was destroyed" not in err
+    # everything that was begun came to its end and is stored; the rest is there as if nothing had been
+    assert crew.runs("begin") == crew.runs("end")
+    assert crew.succeeded() == set(crew.runs("end"))
+    assert set(crew.statuses()) <= {"succeeded", "scheduled"}
+    assert sum(crew.statuses().values()) == len(jobs)
+    assert counted["abandoned"] == 0
+    attempts = crew.stored("SELECT count(*) FROM atlas_jobs WHERE status = 'scheduled' AND attempts > 0")
+    assert attempts == [(0,)]
+
+
+@pytest.mark.parametrize("handler", ["effect", "thread"])
+def test_a_handler_that_ignores_being_stopped_does_not_hold_it(
+    crew: CrewOfProcesses, url: str, handler: str
+) -> None:
+    enqueue(url, 3, handler)
+    worker = crew.start(grace=GRACE_S, kind="stubborn")
+    crew.until(lambda: len(crew.runs("begin")) == 3, 30, "three begin")
+    started = time.monotonic()
+    code, out, err = worker.end()
+    took = time.monotonic() - started
+
+    assert code == 1, err
+    assert took <= GRACE_S + OVERTIME_S + sluggishness()
+    assert told(out)[0]["left_behind"] == 3
+    # given back at once: nobody has to wait for the lease
+    assert crew.statuses() == {"scheduled": 3}
+
+
+def test_a_handler_that_blocks_the_loop_does_not_hold_it(crew: CrewOfProcesses, url: str) -> None:
+    enqueue(url, 1)
+    worker = crew.start(grace=GRACE_S, kind="blocking", lease=2)
+    crew.until(lambda: len(crew.runs("begin")) == 1, 30, "it begins")
+    started = time.monotonic()
+    code, _, err = worker.end()
+    took = time.monotonic() - started
+
+    assert code == 1, err
+    assert took <= GRACE_S + OVERTIME_S + sluggishness()
+    # it could not be given back; its lease runs out, and the next worker has it
+    crew.start(kind="quick", lease=2)
+    crew.until(lambda: crew.statuses() == {"succeeded": 1}, 30, "the next worker runs it")
+
+
+def test_a_second_signal_ends_at_once(crew: CrewOfProcesses, url: str) -> None:
+    enqueue(url, 1)
+    worker = crew.start(grace=600, kind="stubborn")
+    crew.until(lambda: len(crew.runs("begin")) == 1, 30, "it begins")
+    worker.send(signal.SIGTERM)
+    crew.until(lambda: _is_handled(worker.process.pid), 10, "the first signal is taken")
+    started = time.monotonic()
+    code, _, _ = worker.end()
+    took = time.monotonic() - started
+
+    assert code == 128 + signal.SIGTERM
+    assert took <= OVERTIME_S + sluggishness()
+    assert crew.statuses() == {"running": 1}  # until its lease runs out
+
+
+def _is_handled(pid: int) -> bool:
+    """Whether no SIGTERM waits to be delivered (its bit in the pending signals of the process)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = [
+        int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))
+    ]
+    return not any(mask >> (signal.SIGTERM - 1) & 1 for mask in pending)
+
+
+def test_a_scheduler_ends_in_order(crew: CrewOfProcesses, url: str) -> None:
+    async def schedule() -> None:
+        async with StorageManager({"sql": {"url": url}}) as storage:
+            await storage.jobs.create_schedule("often", Recurrence(every_s=1), NewJob("effect"))
+
+    asyncio.run(schedule())
+    scheduler = crew.start(kind="scheduler")
+    crew.until(lambda: sum(crew.statuses().values()) >= 1, 30, "a job is made")
+    started = time.monotonic()
+    code, out, err = scheduler.end()
+    took = time.monotonic() - started
+
+    assert code == 0, err
+    assert took <= OVERTIME_S + sluggishness()
+    assert told(out) == [{"threads": [], "tasks": []}]
