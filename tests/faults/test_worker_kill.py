@@ -63,7 +63,9 @@ def test_killed_and_frozen_workers_lose_nothing(crew: CrewOfProcesses, url: str)
 
     def start() -> WorkerProcess:
         counted["started"] += 1
-        return crew.start(name=f"w{counted['started']}", lease=LEASE_S, concurrency=CONCURRENCY, ready=False)
+        return crew.start(
+            name=f"w{counted['started']}", lease=LEASE_S, concurrency=CONCURRENCY, grace=60, ready=False
+        )
 
     workers = [start() for _ in range(WORKERS)]
     for worker in workers:
