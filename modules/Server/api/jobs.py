@@ -260,14 +260,14 @@ async def retry_job(caller: Writer, job_id: _JobId) -> Json:
     return _answer(await caller.storage.jobs.rerun(job_id, tenant_id=caller.tenant_id))
 
 
-@router.get("/jobs/{job_id:segment}/runs", response_model=PageOf[JobRunOut])
+@router.get("/jobs/{job_id:segment}/runs", response_model=PageOf[JobRunOut], responses=errors(404))
 async def job_runs(caller: Reader, job_id: _JobId, limit: Limit = 100, cursor: Cursor = None) -> Json:
     """List the runs of a job, the newest first."""
     page = await caller.storage.jobs.list_runs(job_id, limit=limit, cursor=cursor, tenant_id=caller.tenant_id)
     return Json(page.to_dict())
 
 
-@router.get("/jobs/{job_id:segment}/logs", response_model=PageOf[JobLogOut])
+@router.get("/jobs/{job_id:segment}/logs", response_model=PageOf[JobLogOut], responses=errors(404))
 async def job_logs(
     caller: Reader,
     job_id: _JobId,
@@ -282,7 +282,7 @@ async def job_logs(
     return Json(page.to_dict())
 
 
-@router.get("/jobs/{job_id:segment}/events", response_model=PageOf[JobEventOut])
+@router.get("/jobs/{job_id:segment}/events", response_model=PageOf[JobEventOut], responses=errors(404))
 async def job_events(caller: Reader, job_id: _JobId, limit: Limit = 100, cursor: Cursor = None) -> Json:
     """List what happened to a job, the oldest first."""
     page = await caller.storage.jobs.list_events(
