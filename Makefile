@@ -67,6 +67,7 @@ serve: $(VENV)/.installed-server
 	@$(BIN)/atlas-storage serve --login --tenant demo $(SERVE_ARGS)
 
 test: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.support.mongo_server
 	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)
 
 # Every check runs, so that one look shows everything that is wrong.

@@ -17,7 +17,7 @@ from sqlalchemy import func as sql
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 
 from modules.conversation_store.models import ConversationRow, MessageRow
-from modules.storage.columns import SQLITE_NOW, FreeText, JsonValue, UtcDateTime, utc_now
+from modules.storage.columns import NOW_SQLITE, FreeText, JsonValue, UtcDateTime, utc_now
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -74,7 +74,7 @@ BUMP_MANY = Statement(
     sqlite=text(
         "UPDATE atlas_conversations SET last_sequence = last_sequence + w.count, updated_at = w.now"
         " FROM (SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS id,"
-        f" json_extract(value, '$[2]') AS count, {SQLITE_NOW} AS now FROM json_each(:counts)) AS w"
+        f" json_extract(value, '$[2]') AS count, {NOW_SQLITE} AS now FROM json_each(:counts)) AS w"
         " WHERE atlas_conversations.tenant_id = w.tenant_id AND atlas_conversations.id = w.id AND status = 'active'"
         " RETURNING tenant_id, id, last_sequence, updated_at"
     )

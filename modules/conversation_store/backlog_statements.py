@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_DDL
 from modules.conversation_store.models import MessageRow
 from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
-from modules.storage.columns import NOW_SQLITE, SQLITE_NOW, FreeText
+from modules.storage.columns import NOW_SQLITE, FreeText
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -72,7 +72,7 @@ _ADD_INDEX = (
     " VALUES (:collection, 0, '', '', 0, {now}) ON CONFLICT (collection) DO NOTHING"
 )
 REGISTER = Statement(
-    sqlite=text(_ADD_INDEX.format(now=SQLITE_NOW)).bindparams(_NAME),
+    sqlite=text(_ADD_INDEX.format(now=NOW_SQLITE)).bindparams(_NAME),
     postgresql=text(_ADD_INDEX.format(now="statement_timestamp()")).bindparams(_NAME),
 )
 FORGET_INDEX = Statement(
@@ -143,9 +143,9 @@ _CLAIM_BINDS: Sequence[Any] = (
 CLAIM = Statement(
     sqlite=text(
         _UPDATE_CLAIM
-        + SQLITE_NOW
+        + NOW_SQLITE
         + f" + CAST(:seconds * 1000000 AS INTEGER) WHERE ({_KEY}) IN (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now=SQLITE_NOW)
+        + _FREE.format(now=NOW_SQLITE)
         + ")"
         + _TAKEN
     )
@@ -226,7 +226,7 @@ _POSTPONE_BINDS = (
 POSTPONE = Statement(
     sqlite=text(
         _POSTPONE_HEAD.format(
-            until=SQLITE_NOW + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
+            until=NOW_SQLITE + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
         )
     ).bindparams(*_POSTPONE_BINDS),
     postgresql=text(

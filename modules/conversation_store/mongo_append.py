@@ -73,6 +73,7 @@ _ANY = Condition()
 # 100 ms; a writer that is only slower than that is shut out by the epoch and tries again.
 _PATIENCE = 5
 _INSERTED_AT_ONCE = 500
+_FEW_TIMES = 10
 # Fewer messages than MongoDB takes in one command (48 MB), whatever their size.
 _BYTES_AT_ONCE = 16 * 1024 * 1024
 
@@ -383,8 +384,13 @@ async def find_known(db: Documents, key: Dict[str, Any], ids: List[str]) -> Set[
 
 
 async def _known_ids(db: Documents, tenant_id: str, state: State, ids: Sequence[str]) -> Set[str]:
-    where = {"t": tenant_id, "g": state.generation, "i": {"$in": list(ids)}, "n": {"$lte": state.last}}
-    return {document["i"] for document in await db.find(MESSAGES, where, fields=("i",))}
+    where: Dict[str, Any] = {"t": tenant_id, "g": state.generation}
+    if state.last > _FEW_TIMES * len(ids):
+        where["i"] = {"$in": list(ids)}
+    # else it costs less to read all ids of the conversation than to look each one up
+    wanted = set(ids)
+    found = await db.find(MESSAGES, where, fields=("i", "n"))
+    return {item["i"] for item in found if item["n"] <= state.last and item["i"] in wanted}
 
 
 @FORMS.form_of(transfer.add_missing, turn=_one_key)

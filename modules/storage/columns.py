@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
 __all__ = [
-    "SQLITE_NOW",
+    "NOW_SQLITE",
     "Codec",
     "FreeText",
     "JsonValue",
@@ -37,7 +37,7 @@ Codec = Callable[[Any], Any]
 #: SQLite counts milliseconds; a Julian day number holds them to 0.04 ms, so rounding finds them again. 2440587.5 is
 #: 1970-01-01 (https://www.sqlite.org/lang_datefunc.html). One call of a function, where strftime takes two and a CAST:
 #: 3 of the 16 us of writing a key.
-SQLITE_NOW = "(CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) * 1000)"
+NOW_SQLITE = "(CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) * 1000)"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -108,11 +108,6 @@ class _JsonText(JSON):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> None:
         return None
-
-
-# %s is whole seconds and %f is "SS.SSS"; both are of the same instant within a statement, the step is 1 ms
-#: The database's own clock in SQLite's SQL: whole microseconds since 1970, as `UtcDateTime` keeps them.
-NOW_SQLITE = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000 + CAST(substr(strftime('%f', 'now'), 4) AS INTEGER) * 1000)"
 
 
 class utc_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is

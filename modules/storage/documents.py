@@ -18,7 +18,20 @@ Instants are whole microseconds since 1970 (MongoDB's own dates keep millisecond
 
 from __future__ import annotations
 
-from typing import Any, Awaitable, Callable, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Dict,
+    Hashable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from typing_extensions import Protocol
 
@@ -148,7 +161,7 @@ class Documents(Protocol):
         ...
 
 
-_Function = Callable[..., Awaitable[Any]]
+_Function = Callable[..., Coroutine[Any, Any, Any]]
 #: Runs the calls of one key that wait together: gets their arguments, returns as many outcomes, in order.
 _Batch = Callable[[Documents, Sequence[Tuple[Any, ...]]], Awaitable[Sequence[Union[Any, BaseException]]]]
 

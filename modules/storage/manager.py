@@ -118,6 +118,8 @@ class StorageManager(UnitsOfWork, MongoAccess):
         self._executor = observed(pool.executor, self._settings, self._metrics)
         self._vectors = self._init_vector_store()
         self._outbox = make_outbox(self._settings, self._executor, self._vectors, pool.wakeups)
+        if self._mongo is not None:
+            self._mongo.join(self._outbox, self._executor)
         self._pool = pool
         self._tasks = self._start_background() if self._has_background else []
         logger.info(

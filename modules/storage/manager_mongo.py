@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
 
     from modules.storage.backends.mongodb import MongoDBBackend
+    from modules.storage.backends.mongodb_writer import MongoWriter
     from modules.storage.documents import DocumentForms
+    from modules.storage.operations import Executor
+    from modules.storage.outbox import Outbox
 
 __all__ = [
     "MongoAccess",
@@ -104,9 +107,10 @@ class MongoStores:
     async def ensure(self) -> None:
         """Bring the indexes of the stores up to date."""
         from modules.storage.backends.mongodb_schema import ensure_store
+        from modules.storage.backends.mongodb_writer import DOCUMENT_FORMS
 
-        for name in self.names:
-            await ensure_store(self.pool, _forms(name))
+        for forms in (DOCUMENT_FORMS, *map(_forms, self.names)):
+            await ensure_store(self.pool, forms)
         if self.holds("conversations"):
             await self._choose_language()
 
@@ -145,6 +149,24 @@ class MongoStores:
             )
 
     @property
+    def writer(self) -> MongoWriter:
+        """What brings documents of units of work here, and reads them."""
+        from modules.storage.backends.mongodb_writer import DOCUMENT_FORMS, MongoWriter
+
+        return MongoWriter(self.pool.executor(DOCUMENT_FORMS).documents)
+
+    def join(self, outbox: Outbox, executor: Executor) -> None:
+        """Be the target of `uow.documents`.
+
+        Args:
+            outbox: Of the manager.
+            executor: Of the SQL database.
+        """
+        from modules.storage.backends.mongodb_writer import mongo_target
+
+        outbox.targets.register(mongo_target(executor, self.writer))
+
+    @property
     def backend(self) -> MongoDBBackend:
         """Administration of the database."""
         from modules.storage.backends.mongodb import MongoDBBackend
@@ -153,6 +175,9 @@ class MongoStores:
 
     async def check(self) -> HealthResult:
         """Look at the server and the stores' indexes."""
+        return await self.pool.finish(self._look(), self._settings.health_check_timeout_seconds)
+
+    async def _look(self) -> HealthResult:
         from modules.storage.backends.mongodb_schema import store_version
 
         await self.pool.ping()

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from datetime import timezone
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Coroutine, Dict, List, Optional, Set, TypeVar
 
 from modules.storage.opening import OpenOnce
 from modules.storage.settings import MongoBackendSettings
@@ -40,7 +40,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _CLOSE_TIMEOUT_S = 10.0
+# How long shutdown waits for calls under way before it cancels them.
+_PATIENCE_S = 2.0
 # How long a measurement of the server's clock is good for: two quartz clocks part by less than 10 ms in this time.
 _CLOCK_GOOD_FOR_S = 60.0
 
@@ -58,6 +62,7 @@ class MongoPool:
         self._settings = settings if settings is not None else MongoBackendSettings()
         self._clients: Dict[asyncio.AbstractEventLoop, AsyncMongoClient[Dict[str, Any]]] = {}
         self._abilities: Optional[MongoAbilities] = None
+        self._running: Set[asyncio.Task[Any]] = set()
         self._lock = threading.Lock()
         self._opening = OpenOnce()
         self._process = os.getpid()
@@ -202,6 +207,8 @@ class MongoPool:
         """Close every connection of ours. Harmless when closed; never waits for ever."""
         if self._abilities is None:
             return
+        if os.getpid() == self._process:
+            await self._end_running()
         self._abilities = None
         await self._close_all()
         logger.info("storage.pool.shutdown", extra={"backend": "mongodb"})
@@ -224,7 +231,7 @@ class MongoPool:
         if self._abilities is None:
             return False
         try:
-            await within(self.ping(), timeout)
+            await self.finish(self.ping(), timeout)
         except (StorageError, asyncio.TimeoutError):
             return False
         return True
@@ -266,6 +273,52 @@ class MongoPool:
         server = hello["localTime"].replace(tzinfo=timezone.utc)
         self._clock_offset = to_microseconds(server) - middle
         self._clock_read_at = time.monotonic()
+
+    async def finish(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Await `work`, which uses the client, for at most `seconds`.
+
+        When the caller is cancelled, the work goes on by itself until then: PyMongo (4.20) does not close the socket of a
+        connection whose opening is cancelled. What it does is such that it may be done or not.
+
+        Raises:
+            asyncio.TimeoutError: it took longer, and was cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
+        self.track(task)
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        except asyncio.CancelledError:
+            loop.call_later(seconds, task.cancel)
+            raise
+        if not task.done():
+            task.cancel()
+            raise asyncio.TimeoutError
+        return task.result()
+
+    def track(self, task: asyncio.Task[Any]) -> None:
+        """Let `shutdown()` wait for a task that uses the client."""
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            # whoever waited has it from the task; nobody may have
+            task.exception()
+
+    async def _end_running(self) -> None:
+        """Wait for the tasks of this loop a little, then cancel them."""
+        here = asyncio.get_running_loop()
+        mine = {
+            task for task in self._running if task.get_loop() is here and task is not asyncio.current_task()
+        }
+        if mine:
+            _, late = await asyncio.wait(mine, timeout=_PATIENCE_S)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=_PATIENCE_S)
 
     def statistics(self) -> Dict[str, int]:
         """Return the pool in numbers, for health and metrics; empty when closed."""

@@ -1,6 +1,7 @@
 """Data of a tenant in and out of a storage, as files: foreign conversations and our own export in, our own export out.
 
-Everything is a stream: memory does not grow with the file. The format of our own export is in `transfer_export`.
+Everything is a stream: memory does not grow with the file. It is read in a thread (`transfer_reading`). The format of our
+own export is in `transfer_export`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import binascii
 import os
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from modules.conversation_store.errors import ConversationArchivedError, ConversationNotFoundError
 from modules.conversation_store.records import NewMessage
@@ -20,11 +21,17 @@ from modules.storage.import_formats import (
     BadRecord,
     ImportedConversation,
     ImportedMessage,
-    ImportFile,
     ImportFileError,
     RawRecord,
 )
 from modules.storage.transfer_export import FORMAT_VERSION, ExportReport, export_tenant
+from modules.storage.transfer_reading import (
+    ConversationGroups,
+    ExportMessages,
+    FileReading,
+    RecordsAhead,
+    kind_of,
+)
 from modules.store_common.clock import utc_now
 from modules.store_common.errors import InvalidValueError, StorageError
 
@@ -34,9 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["ExportReport", "ImportReport", "OnBad", "OnProgress", "export_tenant", "import_file"]
 
 _KEYS_TOGETHER = 100
-# Conversations that are stored at once, and how many messages they may have together: they are held in memory.
-_CONVERSATIONS_TOGETHER = 16
-_MESSAGES_TOGETHER = 2000
 _BAD_KEPT = 1000
 # What the storage refuses for what it is: the record is left out, the rest goes on.
 _REFUSED = (InvalidValueError, ConversationArchivedError, ConversationNotFoundError)
@@ -112,9 +116,9 @@ async def import_file(
         ImportFileError: the file as a whole cannot be read.
         StorageError: the storage failed; what was imported so far stays, and importing again goes on from there.
     """
-    with ImportFile(path) as file:
-        importer = _Importer(storage, tenant_id, file, on_progress, on_bad)
-        if file.is_own_export:
+    async with FileReading(path) as reading:
+        importer = _Importer(storage, tenant_id, reading, on_progress, on_bad)
+        if reading.file.is_own_export:
             await importer.own_export()
         else:
             await importer.foreign()
@@ -129,44 +133,34 @@ class _Importer:
         self,
         storage: StorageManager,
         tenant_id: Optional[str],
-        file: ImportFile,
+        reading: FileReading,
         on_progress: Optional[OnProgress],
         on_bad: Optional[OnBad],
     ) -> None:
         self.report = ImportReport()
         self._storage = storage
         self._tenant_id = tenant_id
-        self._file = file
+        self._reading = reading
+        self._file = reading.file
         self._on_progress = on_progress
         self._on_bad = on_bad
 
     async def foreign(self) -> None:
         """Import conversations of any foreign shape, several at once: on SQLite they share the writer's commits."""
-        together: Dict[object, Tuple[RawRecord, ImportedConversation]] = {}
-        held = 0
-        for record, item in self._file.conversations():
-            if isinstance(item, BadRecord):
-                self._bad(item)
-                continue
-            if item.id in together:
-                await self._side_by_side(together)
-                together, held = {}, 0
-            together[object() if item.id is None else item.id] = (record, item)
-            held += len(item.messages)
-            if len(together) >= _CONVERSATIONS_TOGETHER or held >= _MESSAGES_TOGETHER:
-                await self._side_by_side(together)
-                together, held = {}, 0
-        await self._side_by_side(together)
+        async for group in ConversationGroups(self._reading):
+            for bad in group.bad:
+                self._bad(bad)
+            await self._side_by_side(group.conversations)
         self._tell()
 
-    async def _side_by_side(self, together: Mapping[object, Tuple[RawRecord, ImportedConversation]]) -> None:
+    async def _side_by_side(self, together: Sequence[Tuple[RawRecord, ImportedConversation]]) -> None:
         """Import different conversations; the first error that is no refusal is raised when all have ended."""
         outcomes = await asyncio.gather(
             *[
                 self._conversation(
                     record, _header_of(item), (_new_message(message) for message in item.messages)
                 )
-                for record, item in together.values()
+                for record, item in together
             ],
             return_exceptions=True,
         )
@@ -176,17 +170,20 @@ class _Importer:
 
     async def own_export(self) -> None:
         """Import what `export_tenant` wrote."""
-        # A conversation's messages are read while it is being stored, so a record read too far is kept in `_Ahead`.
-        records = _Ahead(self._file.records())
+        # a conversation's messages are read while it is being stored, so a record read too far is put back
+        records = RecordsAhead(self._reading)
         footer = None
         async with _Keys(self) as keys:
-            for record in records:
+            while True:
+                record = await records.next()
+                if record is None:
+                    break
                 if isinstance(record, BadRecord):
                     self._bad(record)
                     continue
-                kind, body = _kind_of(record.value)
+                kind, body = kind_of(record.value)
                 if kind == "conversation":
-                    messages = _Messages(records)
+                    messages = ExportMessages(records)
                     await self._conversation(record, body, messages)
                 elif kind == "key":
                     await keys.add(record, body)
@@ -212,11 +209,11 @@ class _Importer:
                 header, messages, tenant_id=self._tenant_id
             )
         except _REFUSED as exc:
-            if isinstance(messages, _Messages):
-                messages.skip()
+            if isinstance(messages, ExportMessages):
+                await messages.skip()
             self._bad(record.bad(str(exc)))
             return
-        if isinstance(messages, _Messages):
+        if isinstance(messages, ExportMessages):
             for bad in messages.bad:
                 self._bad(bad)
         self.report.conversations_seen += 1
@@ -256,53 +253,6 @@ class _Importer:
             return
         self.report.keys_seen += 1
         self.report.keys_added += version > 0
-
-
-class _Ahead:
-    """An iterator that takes back the last record."""
-
-    def __init__(self, records: Iterator[Union[RawRecord, BadRecord]]) -> None:
-        self._records = records
-        self._back: Optional[Union[RawRecord, BadRecord]] = None
-        self.line = 0
-
-    def __iter__(self) -> _Ahead:
-        return self
-
-    def __next__(self) -> Union[RawRecord, BadRecord]:
-        record, self._back = self._back, None
-        if record is None:
-            record = next(self._records)
-            self.line = record.line
-        return record
-
-    def put_back(self, record: Union[RawRecord, BadRecord]) -> None:
-        """Give out `record` again."""
-        self._back = record
-
-
-class _Messages:
-    """The messages that follow in an export, up to the next record of another kind."""
-
-    def __init__(self, records: _Ahead) -> None:
-        self._records = records
-        self.bad: List[BadRecord] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        for record in self._records:
-            if isinstance(record, BadRecord):
-                self.bad.append(record)
-                continue
-            kind, body = _kind_of(record.value)
-            if kind != "message":
-                self._records.put_back(record)
-                return
-            yield body
-
-    def skip(self) -> None:
-        """Read over those that are left: their conversation was refused."""
-        for _ in self:
-            pass
 
 
 class _Keys:
@@ -345,18 +295,6 @@ def _new_message(message: ImportedMessage) -> NewMessage:
         parent_id=message.parent_id,
         created_at=message.created_at,
     )
-
-
-_KINDS = ("conversation", "message", "key", "end", "atlas_export")
-
-
-def _kind_of(value: Any) -> Any:
-    """Return (kind, body) of a record of our export, (None, None) of anything else."""
-    if isinstance(value, dict):
-        for kind in _KINDS:
-            if kind in value:
-                return kind, value[kind]
-    return None, None
 
 
 def _value_of(body: Mapping[str, Any]) -> Any:

@@ -13,7 +13,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from modules.store_common.errors import InvalidValueError, StatementError, StorageError
-from tests.support.arguments import CONVERSATION_ARGUMENTS, KV_ARGUMENTS, TASK_ARGUMENTS, seed_tasks
+from tests.support.arguments import (
+    CONVERSATION_ARGUMENTS,
+    JOB_ARGUMENTS,
+    KV_ARGUMENTS,
+    TASK_ARGUMENTS,
+    seed_tasks,
+)
 from tests.support.calls import Fresh, public_calls
 from tests.support.values import any_values, contract_values, same, texts
 
@@ -81,6 +87,7 @@ async def test_hostile_text_in_every_text_argument(storage: Any) -> None:
         (storage.conversations, CONVERSATION_ARGUMENTS),
         (storage.kv, KV_ARGUMENTS),
         (storage.tasks, TASK_ARGUMENTS),
+        (storage.jobs, JOB_ARGUMENTS),
     )
     made = 0
     for text in [*HOSTILE, *_texts(20)]:

@@ -6,9 +6,19 @@ from datetime import datetime, timezone
 from typing import Any, AsyncIterator, Dict
 
 from modules.conversation_store.records import ConversationLease
+from modules.job_store.records import ClaimedJob, NewJob, Outcome, RetryPolicy, Schedule
+from modules.job_store.schedules import Recurrence
 from tests.support.calls import Calls, Fresh, public_calls
 
-__all__ = ["CONVERSATION_ARGUMENTS", "KV_ARGUMENTS", "TASK_ARGUMENTS", "seed_tasks", "store_calls"]
+__all__ = [
+    "CONVERSATION_ARGUMENTS",
+    "JOB_ARGUMENTS",
+    "KV_ARGUMENTS",
+    "QUEUE_ARGUMENTS",
+    "TASK_ARGUMENTS",
+    "seed_tasks",
+    "store_calls",
+]
 
 
 async def _records() -> AsyncIterator[Dict[str, Any]]:
@@ -53,6 +63,53 @@ KV_ARGUMENTS: Dict[str, Any] = {
     "clear.namespace": "empty",
 }
 
+JOB_ARGUMENTS: Dict[str, Any] = {
+    "handler": "h",
+    "job": NewJob("h"),
+    "jobs": [NewJob("h"), NewJob("h", unique_key="u")],
+    "job_id": "j",
+    "name": "n",
+    "schedule_id": "s",
+    "recurrence": Recurrence(every_s=60),
+    "create_schedule.name": "schedule",
+    "assignee": "a",
+    "task_id": "t",
+    "update.priority": 1,
+    "reschedule.delay_s": 1.0,
+    "update_schedule.enabled": False,
+    "older_than_days": 1.0,
+}
+_THEN = datetime(2030, 1, 1, tzinfo=timezone.utc)
+_CLAIM = ClaimedJob(
+    "default", "j", 1, "h", None, None, "default", 0, 1, RetryPolicy(), None, _THEN, _THEN, _THEN
+)  # fmt: skip
+QUEUE_ARGUMENTS: Dict[str, Any] = {
+    "worker": "w",
+    "queues": ["default"],
+    "queue": "q",
+    "claim": _CLAIM,
+    "claims": [_CLAIM],
+    "outcomes": [Outcome(_CLAIM, "succeeded")],
+    "error_type": "E",
+    "lines": "a line",
+    "progress": 0.5,
+    "schedule": Schedule(
+        "default",
+        "s",
+        "s",
+        True,
+        Recurrence(every_s=60, start_at=_THEN),
+        NewJob("h"),
+        _THEN,
+        None,
+        1,
+        _THEN,
+        _THEN,
+    ),
+    "times": [_THEN],
+    "next_at": None,
+}
+
 
 TASK_ARGUMENTS: Dict[str, Any] = {
     "title": "a title",
@@ -85,9 +142,11 @@ async def seed_tasks(manager: Any) -> None:
 
 
 def store_calls(manager: Any) -> Calls:
-    """Return every public call of `manager.conversations`, `manager.kv` and `manager.tasks`."""
+    """Return every public call of the stores of `manager`."""
     calls = [
         (f"conversations.{n}", c) for n, c in public_calls(manager.conversations, CONVERSATION_ARGUMENTS)
     ]
+    calls += [(f"jobs.{n}", c) for n, c in public_calls(manager.jobs, JOB_ARGUMENTS)]
+    calls += [(f"job_queue.{n}", c) for n, c in public_calls(manager.job_queue, QUEUE_ARGUMENTS)]
     calls += [(f"kv.{n}", c) for n, c in public_calls(manager.kv, KV_ARGUMENTS)]
     return calls + [(f"tasks.{n}", c) for n, c in public_calls(manager.tasks, TASK_ARGUMENTS)]

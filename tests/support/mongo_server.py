@@ -170,3 +170,15 @@ def temporary_server(*, free: bool = False) -> Iterator[Server]:
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> None:
+    """Build the server now, so that no test has to wait for it; say where it is, or why there is none."""
+    try:
+        print(f"MongoDB-protocol server: {command_of_this_machine()[0]}", flush=True)
+    except (NoServerError, subprocess.TimeoutExpired) as exc:
+        print(f"No MongoDB-protocol server: {exc}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -97,15 +97,21 @@ async def _apply(db: Documents, head: Document, part: Document, *, again: bool) 
     ids = [key_of(tenant_id, namespace, entry["k"]) for entry in part["i"]]
     # what had expired by then is as if it were not there
     await db.delete(ENTRIES, {"_id": {"$in": ids}, "e": {"$lte": written_at}}, many=True)
-    changes = []
+    changes: List[Tuple[Dict[str, Any], Dict[str, Any]]] = []
     for place, entry in zip(ids, part["i"]):
         fields = {name: entry[name] for name in ("j", "b", "z", "u", "e", "r")}
-        where: Dict[str, Any] = {"_id": place}
-        if again:
-            where["o"] = {"$ne": head["_id"]}
         new = {"t": tenant_id, "s": namespace, "k": entry["k"], "c": written_at}
-        changes.append((where, {"$set": {**fields, "o": head["_id"]}, "$inc": {"v": 1}, "$setOnInsert": new}))
-    await db.upsert_each(ENTRIES, changes)
+        change = {"$set": {**fields, "o": head["_id"]}, "$inc": {"v": 1}, "$setOnInsert": new}
+        changes.append(({"_id": place}, change))
+    if not again:
+        await db.upsert_each(ENTRIES, changes)
+        return
+    for where, change in changes:
+        try:
+            await db.update(ENTRIES, {**where, "o": {"$ne": head["_id"]}}, change, upsert=True)
+        except AlreadyExistsError:
+            # this batch wrote it before its process died
+            continue
 
 
 async def _forget(db: Documents, batch: str) -> None:

@@ -8,7 +8,7 @@ import time
 from typing import (
     TYPE_CHECKING,
     Any,
-    Awaitable,
+    Coroutine,
     Dict,
     Iterable,
     List,
@@ -23,7 +23,7 @@ from pymongo.errors import CollectionInvalid, OperationFailure
 
 from modules.storage.backends.mongodb_abilities import MongoAbilities
 from modules.storage.backends.mongodb_errors import DRIVER_ERRORS, translate
-from modules.store_common.deadlines import deadline_after, within
+from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import DeadlineExceededError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -183,15 +183,15 @@ class MongoDBBackend:
     def _collection(self, name: str) -> Any:
         return self._pool.collection(_checked(name))
 
-    async def _call(self, awaitable: Awaitable[T]) -> T:
+    async def _call(self, awaitable: Coroutine[Any, Any, T]) -> T:
         try:
             return await self._call_raw(awaitable)
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 
-    async def _call_raw(self, awaitable: Awaitable[T]) -> T:
+    async def _call_raw(self, awaitable: Coroutine[Any, Any, T]) -> T:
         seconds = max(deadline_after(self._pool.settings.command_timeout_s) - time.monotonic(), 0.001)
         try:
-            return await within(awaitable, seconds)
+            return await self._pool.finish(awaitable, seconds)
         except asyncio.TimeoutError as exc:
             raise DeadlineExceededError("the MongoDB call did not end within its deadline") from exc

@@ -76,7 +76,7 @@ class MongoExecutor:
             raise _too_late()
         try:
             if form.turn is None:
-                return await within(form.function(self._documents, *args, **kwargs), seconds)
+                return await self._pool.finish(form.function(self._documents, *args, **kwargs), seconds)
             return await within(self._in_turn(form, args), seconds)
         except asyncio.TimeoutError as exc:
             raise _too_late() from exc
@@ -91,6 +91,7 @@ class MongoExecutor:
         turn.waiting.append(call)
         if turn.task is None:
             turn.task = loop.create_task(self._serve(key, turn), name="atlas-storage-mongo-turn")
+            self._pool.track(turn.task)
         try:
             return await call.outcome
         finally:

@@ -309,7 +309,9 @@ class PostgresExecutor:
             try:
                 row = await raw.fetchrow(
                     "SELECT current_setting('server_version'), current_setting('max_connections')::int"
-                    " - current_setting('superuser_reserved_connections')::int, pg_backend_pid()",
+                    " - current_setting('superuser_reserved_connections')::int"
+                    # since PostgreSQL 16; NULL before
+                    " - coalesce(current_setting('reserved_connections', true)::int, 0), pg_backend_pid()",
                     timeout=self.options.connect_timeout_s,
                 )
             except DRIVER_ERRORS as exc:

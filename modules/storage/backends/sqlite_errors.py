@@ -16,6 +16,8 @@ __all__ = ["interrupted", "translate"]
 # Primary result codes, https://www.sqlite.org/rescode.html
 _PERM, _BUSY, _LOCKED, _READONLY, _INTERRUPT, _IOERR, _CORRUPT = 3, 5, 6, 8, 9, 10, 11
 _FULL, _CANTOPEN, _CONSTRAINT, _TOOBIG, _NOTADB = 13, 14, 19, 18, 26
+# Extended codes of a sync that failed: of a file, of its directory
+_NOT_SYNCED = {10 | (4 << 8), 10 | (5 << 8)}
 # Extended codes of "this key is taken"
 _TAKEN = {19 | (6 << 8), 19 | (8 << 8), 19 | (10 << 8)}
 
@@ -95,6 +97,11 @@ def translate(exc: Exception) -> errors.StorageError:
         error = kind(f"{text} ({where})" if where else text)
         error.constraint = where
         return error
+    if code in _NOT_SYNCED:
+        return errors.StorageIOError(
+            "the disk could not make a write to the SQLite database durable; whether it was kept shows when the database is "
+            "opened again; check the disk and the logs"
+        )
     make = _SIMPLE.get(code & 0xFF)
     if make is not None:
         return make()

@@ -99,7 +99,7 @@ class _Search:
         """Answer every query vector."""
         open_ = list(range(len(self._query.vectors)))
         # one more than wanted tells whether the last place is a tie; a filter takes some away
-        wanted = self._query.top_k + 4 if self._query.filter is None else 4 * self._query.top_k + 16
+        wanted = self._query.top_k + 1 if self._query.filter is None else 4 * self._query.top_k + 16
         if self._use_index:
             open_ = await self._ask(open_, wanted, None)
         reason = ""
