@@ -8,7 +8,10 @@ from typing import Callable, Iterable, Optional
 from modules.storage.operations import Executor, Store, after_commit
 from modules.store_common.tenancy import TenantPolicy
 
-__all__ = ["JobRoom", "Wake", "announce", "job_channel"]
+__all__ = ["CANCEL_CHANNEL", "JobRoom", "Wake", "announce", "job_channel"]
+
+#: On it the workers hear that a running job is to be cancelled; those of queues begin with "jobs:".
+CANCEL_CHANNEL = "jobs-cancel"
 
 #: Wakes everybody who waits on a channel; returns at once, and may be lost: workers also look by themselves.
 Wake = Callable[[str], None]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import orjson
 
 from modules.job_store import lifecycle_statements as sql
-from modules.job_store.base import JobRoom
+from modules.job_store.base import CANCEL_CHANNEL, JobRoom
 from modules.job_store.encoding import decode_job
 from modules.job_store.errors import JobNameTakenError, JobNotFoundError, JobTransitionError
 from modules.job_store.limits import (
@@ -24,7 +25,7 @@ from modules.job_store.reading import list_jobs
 from modules.job_store.reading_statements import LOCK
 from modules.job_store.records import Job, RetryPolicy
 from modules.job_store.settling import unpark
-from modules.storage.operations import Transaction, write
+from modules.storage.operations import Transaction, after_commit, write
 from modules.store_common.arguments import KEEP, check_optional_id, check_optional_text
 from modules.store_common.clock import require_utc
 from modules.store_common.errors import AlreadyExistsError, ConcurrencyError, InvalidValueError
@@ -327,9 +328,11 @@ class Lifecycle(JobRoom):
             JobTransitionError: it is final.
         """
         check_optional_text(reason, "reason")
-        return await self._move(
-            job_id, "cancelled", When(None, None), reason, expected_version, (), tenant_id
-        )
+        job = await self._move(job_id, "cancelled", When(None, None), reason, expected_version, (), tenant_id)
+        if job.status == "running" and self._wake is not None:
+            # its worker asks at once, and not with its next heartbeat
+            after_commit(self._executor, partial(self._wake, CANCEL_CHANNEL))
+        return job
 
     async def rerun(
         self,

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Iterable, List, Optional, Tuple, TypeVar
 
-from modules.job_store.base import job_channel
+from modules.job_store.base import CANCEL_CHANNEL, job_channel
 from modules.job_store.records import Outcome
 from modules.orchestration.claiming import Claimer
 from modules.orchestration.context import SHUTDOWN, JobContext
@@ -162,9 +162,12 @@ class Crew:
     async def _listen(self) -> None:
         """Pass wake-ups on."""
         channels = [job_channel(queue) for queue in self._options.queues]
-        async with self._storage.wakeups.subscribe(*channels) as subscription:
+        async with self._storage.wakeups.subscribe(CANCEL_CHANNEL, *channels) as subscription:
             while True:
-                if await subscription.wait(timeout_s=_LISTEN_S):
+                woken = await subscription.wait(timeout_s=_LISTEN_S)
+                if CANCEL_CHANNEL in woken and len(self._holdings):
+                    self._keeper.kick()
+                if woken - {CANCEL_CHANNEL}:
                     self._claimer.wake()
 
     def _poll_s(self) -> float:

@@ -29,6 +29,8 @@ COMMANDS = [
     ["kv", "delete"],
     ["kv", "list"],
     ["kv", "incr"],
+    ["tasks"],
+    *(["tasks", name] for name in ("list", "ready", "show", "create", "move", "comment", "depend", "search")),
     ["vectors"],
     ["vectors", "list"],
     ["vectors", "info"],

@@ -109,6 +109,7 @@ def test_the_demo_shows_all_and_may_run_again(cli: Any) -> None:
 
 def test_the_demo_in_numbers(cli_on: Any) -> None:
     found = cli_on("demo", "--json").json
+    assert (found["job"]["status"], found["job"]["result"]["attempt"]) == ("succeeded", 1)
 
     assert found["import"]["messages_added"] == sum(len(record["messages"]) for record in sample())
     assert found["left_behind"] is False

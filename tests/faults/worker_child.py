@@ -72,8 +72,8 @@ async def main() -> int:
     async with StorageManager({"sql": {"url": url, "auto_migrate": False}}) as storage:
         if options.get("kind") == "scheduler":
             scheduler = Scheduler(storage, poll_s=0.2)
-            print("ready", flush=True)
             with StopSignals(scheduler.stop, grace):
+                print("ready", flush=True)
                 await scheduler.run()
             left = 0
         else:
@@ -85,8 +85,13 @@ async def main() -> int:
                 name=name,
                 **({"lease_s": float(options["lease"])} if "lease" in options else {}),
             )
-            print("ready", flush=True)
-            with StopSignals(worker.stop, grace):
+
+            def stop() -> None:
+                os.write(effects, b"signal - - -\n")
+                worker.stop()
+
+            with StopSignals(stop, grace):
+                print("ready", flush=True)
                 counted = await worker.run()
             left = worker.left_behind
             print(json.dumps({**vars(counted), "left_behind": left}), flush=True)

@@ -13,6 +13,7 @@ from modules.storage.commands.errors import FAILED
 from modules.storage.commands.invocation import Invocation, command
 from modules.storage.commands.output import size_text
 from modules.storage.commands.status import print_health
+from modules.store_common.ids import new_id
 from modules.store_common.tenancy import tenant_context
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def demo(
     ),
     query: Optional[str] = typer.Option(None, "--query", help="What to search for.", metavar="TEXT"),
 ) -> Optional[int]:
-    """Show the storage at work: import, search, keys, a unit of work that fails, health. Running it again is fine."""
+    """Show the storage at work: import, search, keys, a failing unit of work, a job, health. Running it again is fine."""
     file = Path(data) if data else sample_file()
     started = perf_counter()
     found: Dict[str, Any] = {
@@ -62,6 +63,7 @@ async def demo(
             await _search(call, storage, query or (None if data else _SAMPLE_QUESTION), found)
             await _keys(call, storage, found)
             await _failing_unit(call, storage, found)
+            await _job(call, storage, found)
             await _health(call, storage, found)
     found["seconds"] = round(perf_counter() - started, 2)
     call.out.document(found)
@@ -161,8 +163,39 @@ async def _failing_unit(call: Invocation, storage: StorageManager, found: Dict[s
     call.out.line(f"   after:  balance {balance}, conversation {'there' if left else 'not there'}: {outcome}")
 
 
+async def _job(call: Invocation, storage: StorageManager, found: Dict[str, Any]) -> None:
+    from modules.job_store.records import NewJob
+    from modules.job_store.schedules import Recurrence
+    from modules.orchestration import HandlerRegistry, Scheduler, Worker
+
+    _heading(call, "6. A job: a schedule makes it, a worker runs it, its result is kept")
+    handlers = HandlerRegistry()
+
+    @handlers.handler("demo.count")
+    async def count(job: Any) -> Dict[str, Any]:
+        page = await job.storage.kv.list(_NAMESPACE)
+        return {"keys": len(page.entries), "attempt": job.attempt}
+
+    queue = f"demo-{new_id()}"
+    template = NewJob("demo.count", queue=queue)
+    schedule = await storage.jobs.create_schedule(queue, Recurrence(every_s=86_400), template)
+    started = perf_counter()
+    tenant_id = found["tenant"]
+    await Scheduler(storage, tenant_id=tenant_id).fire_due()
+    await Worker(storage, handlers, queues=[queue], tenant_id=tenant_id).run_until_idle()
+    milliseconds = (perf_counter() - started) * 1000
+    await storage.jobs.delete_schedule(schedule.id)
+    (job,) = await storage.jobs.list_jobs(queue=queue)
+    (run,) = await storage.jobs.list_runs(job.id)
+    found["job"] = {"status": job.status, "result": run.result, "scheduled_for": job.scheduled_for}
+    call.out.table(
+        ["job", "status", "result", "run by"], [("demo.count", job.status, run.result, run.worker)]
+    )
+    call.out.line(f"   scheduled, claimed, run and stored in {milliseconds:.0f} ms")
+
+
 async def _health(call: Invocation, storage: StorageManager, found: Dict[str, Any]) -> None:
-    _heading(call, "6. Health")
+    _heading(call, "7. Health")
     health = await storage.health_check()
     found["health"] = health.to_dict()
     print_health(call.out, health)
