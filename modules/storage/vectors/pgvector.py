@@ -128,7 +128,11 @@ class PgvectorProvider(IndexedProvider):
             build_timeout_s=self._build_timeout_s,
         )
         joined._schema = self._schema
+        # what is known of the collections goes along: asking again would cost each unit a statement and their compilation
         joined._specs = dict(self._specs)
+        joined._tables = dict(self._tables)
+        joined._states = dict(self._states)
+        joined._believed_until = dict(self._believed_until)
         if self._schema is None:
             # opened by its first call, in the unit's own transaction
             joined.open_on_use()
