@@ -180,7 +180,7 @@ def test_a_wrong_clock_steals_nothing(crew: CrewOfProcesses, url: str, hours: in
     library = _faketime()
     # three longer than their lease, kept by heartbeats: whoever sees them as expired steals them
     enqueue(url, 3)
-    honest = crew.start(name="honest", lease=LEASE_S, kind="stubborn", grace=0.5)
+    honest = crew.start(name="honest", lease=LEASE_S, kind="stubborn", grace=0.5, concurrency=3)
     crew.until(lambda: len(crew.lines("begin")) == 3, 30, "three begin")
     wrong = crew.start(
         {"LD_PRELOAD": library, "FAKETIME": f"{hours:+d}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "Pacific/Kiritimati"},
