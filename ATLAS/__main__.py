@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional
 
@@ -37,13 +35,12 @@ def _run(
 ) -> None:
     """Run the application's services together until SIGTERM or Ctrl-C; a second one ends them at once."""
     from ATLAS.services import ServiceOptions
+    from modules.orchestration.handlers import load_handlers
 
-    sys.path.insert(0, str(Path.cwd()))
-    for name in handlers or []:
-        try:
-            importlib.import_module(name)
-        except ImportError as exc:
-            _fail(f"--import {name}: {type(exc).__name__}: {exc}", _USAGE)
+    try:
+        load_handlers(handlers or [], directory=str(Path.cwd()))
+    except StorageError as exc:
+        _fail(f"--import: {exc}", _USAGE)
     options = ServiceOptions(
         server=server,
         worker=worker,

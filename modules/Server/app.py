@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Optional
 from fastapi import FastAPI
 
 from modules.Server import dashboard, openapi, problems
-from modules.Server.api import conversations, kv, messages, outbox, probes, tenants, vectors
+from modules.Server.api import conversations, jobs, kv, messages, outbox, probes, tasks, tenants, vectors
 from modules.Server.gate import Gate
 from modules.Server.services import Services
 from modules.storage.version import __version__
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ROOMS", "create_app"]
 
 #: The routers of the API, one for each store.
-ROOMS = (probes, tenants, conversations, messages, kv, vectors, outbox)
+ROOMS = (probes, tenants, conversations, messages, kv, vectors, tasks, jobs, outbox)
 
 
 def create_app(storage: StorageManager, settings: Optional[ServerSettings] = None) -> FastAPI:

@@ -34,7 +34,7 @@ from modules.store_common.deadlines import within
 from modules.store_common.errors import NotConfiguredError, UnavailableError
 from modules.store_common.values import decode_json, encode_json
 
-__all__ = ["Difference", "Reconciliation", "Report"]
+__all__ = ["Difference", "OnDifference", "OnProgress", "Reconciliation", "Report"]
 
 _PAGE = 500
 # What one page of a target may take, in seconds.

@@ -118,7 +118,7 @@ async def test_settings_for_later_stores_are_refused_not_ignored(
 
 
 async def test_schemas_and_stores(storage: Any) -> None:
-    components = ("sql", "conversation_store", "kv_store", "task_store", "vector_store")
+    components = ("sql", "conversation_store", "kv_store", "task_store", "job_store", "vector_store")
     expected = dict.fromkeys(components, True)
     assert await storage.verify_stores() == expected
     assert await storage.ensure_schemas() == expected

@@ -25,7 +25,7 @@ from modules.store_common.errors import (
 )
 from tests.support.cluster import free_port
 
-pytestmark = pytest.mark.mongodb
+pytestmark = [pytest.mark.mongodb, pytest.mark.usefixtures("mongodb")]
 CANARY = "s3cr3t-canary"
 
 

@@ -48,6 +48,11 @@ COMMANDS = [
     ["worker"],
     ["scheduler"],
     ["demo"],
+    ["embed"],
+    ["relay"],
+    ["reconcile"],
+    ["jobs"],
+    ["outbox"],
 ]
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 

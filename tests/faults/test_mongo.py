@@ -22,7 +22,7 @@ from modules.Tools.Base_Tools.kv_mongo_repository import KEY_VALUE_FORMS
 from modules.Tools.Base_Tools.kv_store import KeyValueMaintenance, KeyValueStore
 from tests.support.mongo_server import NoServerError, temporary_server
 
-pytestmark = pytest.mark.mongodb
+pytestmark = [pytest.mark.mongodb, pytest.mark.usefixtures("mongodb")]
 
 # Appends one message after the other and says each that was acknowledged.
 _WRITER = """

@@ -50,6 +50,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def data(live: Any) -> Dict[str, str]:
     """A tenant with something on every page."""
+    from modules.job_store.records import NewJob, RetryPolicy
+    from modules.job_store.schedules import Recurrence
 
     async def fill() -> None:
         from modules.storage.vectors.models import VectorDocument
@@ -70,7 +72,25 @@ def data(live: Any) -> Dict[str, str]:
         ]
         await storage.vectors.upsert("docs", documents, **key)
 
+    async def work() -> None:
+        storage, key = live.storage, {"tenant_id": "acme"}
+        for number, status in enumerate(("draft", "ready", "ready")):
+            await storage.tasks.create_task(
+                f"Task {number}", task_id=f"t{number}", status=status, tags=["trip"], **key
+            )
+        await storage.tasks.create_task("Pay", task_id="pay", depends_on=["t1"], **key)
+        await storage.jobs.enqueue("mail", {"to": "ada"}, name="welcome", **key)
+        failing = await storage.jobs.enqueue("mail", {"to": "bob"}, retry=RetryPolicy(max_attempts=1), **key)
+        queue = storage.jobs.queue(tenant_id="acme")
+        for job in await queue.claim("worker", limit=2):
+            if job.id == failing:
+                await queue.fail(job, "SMTPError", "no such mailbox")
+            else:
+                await queue.complete(job, {"sent": True})
+        await storage.jobs.create_schedule("nightly", Recurrence(cron="0 3 * * *"), NewJob("clean"), **key)
+
     live.call(fill())
+    live.call(work())
     return {"admin": live.token("admin"), "reader": live.token("read")}
 
 
@@ -79,6 +99,10 @@ PAGES = {
     "conversations": "/conversations",
     "thread": "/conversations/trip",
     "search": "/search?q=hotel",
+    "tasks": "/tasks",
+    "task": "/tasks/pay",
+    "jobs": "/jobs",
+    "dead-letters": "/jobs?status=failed",
     "keys": "/kv",
     "key": "/kv/settings/model",
     "vectors": "/vectors",
@@ -216,6 +240,53 @@ def test_a_key_is_changed_only_as_it_was_seen(browser: Browser, live: Any, data:
     assert complaints == []
 
 
+def test_tasks_move_by_keys_and_by_dragging_and_a_wrong_move_is_explained(
+    browser: Browser, live: Any, data: Any
+) -> None:
+    seen = {}
+
+    def act(page: Any) -> None:
+        page.goto("/tasks")
+        page.focus("#task-t1")
+        page.keyboard.press("Shift+ArrowRight")
+        page.wait_for_selector(".toast:not([hidden])")
+        seen["moved"] = page.locator("#toast").inner_text()
+        page.wait_for_selector("[data-status=in_progress] #task-t1")
+        page.goto("/tasks")  # a fresh page, so that no card moves away under the mouse
+        page.drag_and_drop("#task-t2", "[data-status=done]")
+        page.wait_for_selector(".toast.bad")
+        seen["refused"] = page.locator("#toast").inner_text()
+        page.goto("/tasks")
+        page.drag_and_drop("#task-t0", "[data-status=ready]")
+        page.wait_for_selector("[data-status=ready] #task-t0")
+        page.screenshot(path=str(SHOTS / "tasks-moved.png"))
+
+    complaints = browser.visit(live.url, act, token=data["admin"])
+
+    assert seen["moved"] == "Moved to In progress."
+    assert "cannot move from 'ready' to 'done'" in seen["refused"]
+    assert live.call(live.storage.tasks.get_task("t0", tenant_id="acme")).status == "ready"
+    assert [c for c in complaints if "409" not in c] == []
+
+
+def test_a_dead_letter_is_run_again(browser: Browser, live: Any, data: Any) -> None:
+    seen = {}
+
+    def act(page: Any) -> None:
+        page.goto("/jobs?status=failed")
+        page.click("main table a")
+        page.wait_for_selector("text=no such mailbox")
+        page.screenshot(path=str(SHOTS / "job-light.png"))
+        page.click("button:has-text('Run again')")
+        seen["said"] = page.locator(".notice").first.inner_text()
+        seen["state"] = page.locator(".head .state").inner_text()
+
+    complaints = browser.visit(live.url, act, token=data["admin"])
+
+    assert seen == {"said": "It runs again.", "state": "scheduled"}
+    assert complaints == []
+
+
 def test_a_point_of_the_map_shows_its_neighbours(browser: Browser, live: Any, data: Any) -> None:
     seen = {}
 
@@ -262,6 +333,11 @@ def test_stored_text_is_never_html(browser: Browser, live: Any) -> None:
                 await storage.conversations.add_message(made.id, "user", content, name=text, **key)
             await storage.kv.set("ns", f"k{number}", {text: text}, **key)
             await storage.vectors.upsert("docs", [VectorDocument(f"d{number}", [1.0, number], text)], **key)
+            await storage.tasks.create_task(
+                text, task_id=f"t{number}", description=text, owner_id=f"o{number}", **key
+            )
+            await storage.tasks.add_comment(f"t{number}", text, **key)
+            await storage.jobs.enqueue("h", {text: text}, **key)
         await storage.kv.set("<b>ns</b>", "<i onclick=alert(1)>k</i>", XSS[0], **key)
 
     live.call(fill())
@@ -277,6 +353,7 @@ def test_stored_text_is_never_html(browser: Browser, live: Any) -> None:
             "/kv?namespace=ns",
             "/vectors/docs?near=d1",
         ]
+        paths += ["/tasks", "/tasks/t0", "/tasks/t4", "/jobs"]
         paths += [f"/conversations/c{number}" for number in range(len(XSS))]
         paths += [
             "/kv/%3Cb%3Ens%3C%2Fb%3E/%3Ci%20onclick%3Dalert(1)%3Ek%3C%2Fi%3E",

@@ -18,11 +18,13 @@ from starlette.responses import Response
 
 from modules.Server.dashboard.pages import (
     conversations,
+    jobs,
     keys,
     login,
     migrations,
     outbox,
     overview,
+    tasks,
     thread,
     vectors,
 )
@@ -32,7 +34,7 @@ from modules.Server.dashboard.visitors import LoginNeededError
 __all__ = ["PAGES", "error_page", "install"]
 
 #: The pages, one file each.
-PAGES = (login, overview, conversations, thread, keys, vectors, outbox, migrations)
+PAGES = (login, overview, conversations, thread, tasks, jobs, keys, vectors, outbox, migrations)
 
 
 def error_page(

@@ -53,6 +53,8 @@ NAVIGATION = (
     ("/", "overview", "Overview"),
     ("/conversations", "conversations", "Conversations"),
     ("/search", "search", "Search"),
+    ("/tasks", "tasks", "Tasks"),
+    ("/jobs", "jobs", "Jobs"),
     ("/vectors", "vectors", "Vectors"),
     ("/kv", "kv", "Keys"),
     ("/outbox", "outbox", "Outbox"),

@@ -35,12 +35,14 @@ class SQLiteOptions:
         memory_name: Name that the connections of an in-memory database share.
         synchronous: OFF, NORMAL, FULL or EXTRA (https://www.sqlite.org/pragma.html#pragma_synchronous).
         busy_timeout_s: How long to wait for another process's lock, in seconds.
+        large_wal_bytes: A write-ahead log longer than this is told; twice what one is cut to after a checkpoint.
     """
 
     path: Optional[Path]
     memory_name: str = ""
     synchronous: str = "FULL"
     busy_timeout_s: float = 5.0
+    large_wal_bytes: int = 2 * 67108864
 
     @property
     def is_memory(self) -> bool:

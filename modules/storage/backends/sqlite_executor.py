@@ -12,7 +12,7 @@ from typing_extensions import ParamSpec
 
 from modules.storage.backends.sqlite_calls import Call, Lane
 from modules.storage.backends.sqlite_connection import SQLiteOptions, open_connection
-from modules.storage.backends.sqlite_threads import DatabaseThread, ReaderThread, WriterThread, join
+from modules.storage.backends.sqlite_threads import DatabaseThread, ReaderThread, WriterThread
 from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
 from modules.storage.backends.sqlite_unit import SQLiteUnit
 from modules.store_common.deadlines import deadline_after
@@ -51,7 +51,7 @@ class _Threads(NamedTuple):
 
 def _open_threads(options: SQLiteOptions, queue_size: int) -> _Threads:
     """Start the threads; when one cannot open its connection, those before it are closed again."""
-    writer = WriterThread("writer", lambda: open_connection(options), queue_size)
+    writer = WriterThread(options, queue_size)
     writer.open()
     if options.is_memory:
         return _Threads(writer, writer, writer)
@@ -127,7 +127,7 @@ class SQLiteExecutor:
             threads, self._threads = self._threads, None
         if threads is None or os.getpid() != self._process:
             return True
-        ended = [await join(thread, timeout_s) for thread in threads.all]
+        ended = [await _join(thread, timeout_s) for thread in threads.all]
         return all(ended)
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -236,3 +236,24 @@ class SQLiteExecutor:
                 "this task holds the SQLite writer's turn in a unit of work, so this call would wait for itself; "
                 "use the unit's own stores (uow.conversations, uow.kv, uow.session()) inside it"
             )
+
+
+async def _join(thread: DatabaseThread, timeout_s: float) -> bool:
+    """Close `thread` without blocking the loop; False when it did not end within `timeout_s` seconds."""
+    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    loop = ended.get_loop()
+
+    def settle(done: bool) -> None:
+        if not ended.done():
+            ended.set_result(done)
+
+    def wait() -> None:
+        done = thread.close(timeout_s)
+        try:
+            loop.call_soon_threadsafe(settle, done)
+        except RuntimeError:
+            # the loop is gone; nobody waits any more
+            return
+
+    threading.Thread(target=wait, name="atlas-sqlite-close", daemon=True).start()
+    return await ended

@@ -9,7 +9,6 @@ operation that has a `batch` form as one statement.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import sqlite3
@@ -18,15 +17,21 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
 from modules.storage.backends.sqlite_calls import Call, Lane, Outcome, deliver
-from modules.storage.backends.sqlite_connection import SQLiteTransaction, drive
+from modules.storage.backends.sqlite_connection import (
+    SQLiteOptions,
+    SQLiteTransaction,
+    drive,
+    open_connection,
+)
 from modules.storage.backends.sqlite_errors import translate
 from modules.storage.backends.sqlite_grouping import grouped
+from modules.storage.backends.sqlite_wal import WalWatch
 from modules.store_common.errors import NotInitializedError, OverloadedError
 
 if TYPE_CHECKING:
     from modules.storage.backends.sqlite_turn import BareTurn, WriterTurn
 
-__all__ = ["DatabaseThread", "ReaderThread", "WriterThread", "join"]
+__all__ = ["DatabaseThread", "ReaderThread", "WriterThread"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +156,10 @@ class DatabaseThread:
                 deliver(self._run_batch(connection, calls))
             if special is not None:
                 special.serve(connection)
+            self._after_work()
+
+    def _after_work(self) -> None:
+        """Do what is to be done once the callers have their answers."""
 
     def _sleep(self) -> None:
         """Wait until there is something in the queue."""
@@ -223,6 +232,13 @@ class DatabaseThread:
 
 class WriterThread(DatabaseThread):
     """The only thread that writes. Also runs reads of an in-memory database, which has one connection."""
+
+    def __init__(self, options: SQLiteOptions, queue_size: int) -> None:
+        super().__init__("writer", lambda: open_connection(options), queue_size)
+        self._wal = WalWatch(options.path, options.large_wal_bytes)
+
+    def _after_work(self) -> None:
+        self._wal.look()
 
     def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
         tx = SQLiteTransaction(connection, self.is_stopping)
@@ -371,24 +387,3 @@ class ReaderThread(DatabaseThread):
 
 async def _as_coroutine(awaitable: Any) -> Any:
     return await awaitable
-
-
-async def join(thread: DatabaseThread, timeout_s: float) -> bool:
-    """Close `thread` without blocking the loop; False when it did not end within `timeout_s` seconds."""
-    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    loop = ended.get_loop()
-
-    def settle(done: bool) -> None:
-        if not ended.done():
-            ended.set_result(done)
-
-    def wait() -> None:
-        done = thread.close(timeout_s)
-        try:
-            loop.call_soon_threadsafe(settle, done)
-        except RuntimeError:
-            # the loop is gone; nobody waits any more
-            return
-
-    threading.Thread(target=wait, name="atlas-sqlite-close", daemon=True).start()
-    return await ended
