@@ -61,6 +61,7 @@ class Scheduler:
         self.made = 0
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._stop_asked: Optional[asyncio.Event] = None
+        self._stop_early = False
         self._background: Optional[asyncio.Task[None]] = None
 
     async def run(self) -> None:
@@ -74,6 +75,9 @@ class Scheduler:
             raise OrchestrationError("this scheduler runs already")
         self._loop = asyncio.get_running_loop()
         stop_asked = self._stop_asked = asyncio.Event()
+        if self._stop_early:
+            self._stop_early = False
+            stop_asked.set()
         work = asyncio.ensure_future(self._work(stop_asked))
         waiter = asyncio.ensure_future(stop_asked.wait())
         logger.info("orchestration.scheduler_started")
@@ -89,8 +93,10 @@ class Scheduler:
             work.result()
 
     def stop(self) -> None:
-        """Stop, from any thread; harmless when stopped."""
+        """Stop, from any thread; harmless when stopped. Called before the first `run()`, that one ends at once."""
         loop, asked = self._loop, self._stop_asked
+        if loop is None:
+            self._stop_early = True
         if loop is not None and asked is not None and not loop.is_closed():
             loop.call_soon_threadsafe(asked.set)
 

@@ -102,6 +102,7 @@ class Worker:
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._stop_asked: Optional[asyncio.Event] = None
         self._crew: Optional[Crew] = None
+        self._stop_early = False
         self._until_idle = False
         self._background: Optional[asyncio.Task[WorkerStatistics]] = None
         self._left_behind = 0
@@ -123,6 +124,9 @@ class Worker:
             )
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
+        if self._stop_early:
+            self._stop_early = False
+            self._stop_asked.set()
         self._statistics = WorkerStatistics()
         try:
             return await self._work(self._stop_asked)
@@ -138,8 +142,13 @@ class Worker:
             self._until_idle = False
 
     def stop(self) -> None:
-        """Begin to stop: claim no more, let running jobs end within the grace. From any thread; harmless when stopped."""
+        """Begin to stop: claim no more, let running jobs end within the grace. From any thread; harmless when stopped.
+
+        Called before the first `run()`, that one ends at once: a signal may come while a process is still starting.
+        """
         loop, asked = self._loop, self._stop_asked
+        if loop is None:
+            self._stop_early = True
         if loop is None or asked is None or loop.is_closed():
             return
         loop.call_soon_threadsafe(asked.set)

@@ -399,3 +399,14 @@ async def test_it_runs_once_at_a_time(bench: Bench) -> None:
             await worker.run()
     await worker.run_until_idle()
     worker.stop()
+
+
+async def test_a_stop_before_it_runs_is_not_lost(bench: Bench) -> None:
+    """A signal may come while a process is still starting."""
+    worker = bench.worker()
+    worker.stop()
+    await asyncio.wait_for(worker.run(), PATIENT_S)
+    # that was the first run; the next one works
+    job_id = await bench.jobs.enqueue("unknown", retry=RetryPolicy(max_attempts=1))
+    await asyncio.wait_for(worker.run_until_idle(), PATIENT_S)
+    assert (await bench.jobs.require(job_id)).status == "failed"
