@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Awaitable, Callable, Dict, List, Sequence, Tuple
+import asyncio
+from typing import Awaitable, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -33,9 +34,11 @@ class VectorWriter:
     ) -> None:
         self._provider = provider
         self._collection = collection
+        self._opening: Optional[asyncio.Task[None]] = None
 
     async def put(self, documents: Sequence[StagedDocument]) -> Sequence[Outcome]:
         """Store and remove documents, those of one collection and namespace in one call each."""
+        await self._open()
         outcomes: List[Outcome] = [None] * len(documents)
         groups: Dict[Tuple[str, str, str], _Numbered] = {}
         for position, document in enumerate(documents):
@@ -51,6 +54,15 @@ class VectorWriter:
                 for position, _ in members:
                     outcomes[position] = exc
         return outcomes
+
+    async def _open(self) -> None:
+        """Open the store, in a task of its own: a delivery that is out of time does not make the next one begin anew."""
+        if self._provider.is_initialized:
+            return
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.ensure_future(self._provider.require_open())
+            self._opening.add_done_callback(_look_at)
+        await asyncio.shield(self._opening)
 
     async def _put_collection(self, tenant_id: str, staged: StagedDocument) -> None:
         spec = spec_of(staged)
@@ -115,6 +127,12 @@ class VectorWriter:
             return []
         found = await self._provider._scroll(tenant_id, spec, namespace, None, after_id or None, limit)
         return [FoundDocument(document.id, _digest(document)) for document in found]
+
+
+def _look_at(opening: asyncio.Task[None]) -> None:
+    # whoever waits gets the error; when nobody does any more, the next delivery meets it again
+    if not opening.cancelled():
+        opening.exception()
 
 
 def _digest(document: VectorDocument) -> str:
