@@ -23,7 +23,6 @@ from modules.storage.adapters import (
 )
 from modules.store_common.deadlines import deadline, deadline_after
 from modules.store_common.errors import (
-    NotConfiguredError,
     StorageError,
     TenantContextError,
 )
@@ -68,9 +67,19 @@ async def test_the_factory(storage: Any) -> None:
     assert isinstance(factory, DomainStoreFactory)
     assert isinstance(factory.conversation_repository(), SyncRepository)
     assert isinstance(factory.kv_store(), SyncRepository)
-    for create in (create_task_repository, create_job_repository):
-        with pytest.raises(NotConfiguredError):
-            create(storage)
+    assert isinstance(factory.task_repository(), SyncRepository)
+    assert isinstance(factory.job_repository(), SyncRepository)
+
+
+async def test_tasks_and_jobs_for_synchronous_code(storage: Any) -> None:
+    def work() -> Any:
+        task = create_task_repository(storage).create_task("Book the hotel")
+        return task, create_job_repository(storage).enqueue("mail.send", {"to": "ada"})
+
+    task, job = await in_thread(work)
+
+    assert (await storage.tasks.get_task(task.id)) == task
+    assert (await storage.jobs.require(job)).handler == "mail.send"
 
 
 async def test_operations_and_iterators(storage: Any) -> None:

@@ -90,7 +90,6 @@ _WRONG_ARCHITECTURES: Dict[str, Any] = {
     "unknown field": ({"performance_mod": "eco"}, {}, "did you mean performance_mode"),
     "unknown mode": ({"performance_mode": "fast"}, {}, "eco, balanced, performance"),
     "unknown back end": ({"conversation_backend": "mysql"}, {}, "sqlite, postgresql, mongodb"),
-    "unknown vectors": ({"vector_store_adapter": "faiss"}, {}, "vectors.backend"),
     "reuse is no bool": ({"kv_reuse_conversation_store": "yes"}, {}, "true or false"),
     "no place for PostgreSQL": ({"conversation_backend": "postgresql"}, {}, "database_url"),
     "no place for MongoDB": ({"conversation_backend": "mongodb"}, {}, "mongo_url"),

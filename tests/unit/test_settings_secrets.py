@@ -79,7 +79,6 @@ WRONG: list[dict[str, Any]] = [
     {"mongo": {"url": f"mongodb://u:{CANARY}@[h"}},
     {"mongo": {"url": f"mongodb://u:{CANARY}@h", "min_pool_size": 1000}},
     {"vectors": {"pinecone_api_key": [CANARY]}},
-    {"vectors": {"backend": CANARY}},
     {"use_mongo_for_jobs": CANARY},
     {"nope": CANARY},
 ]
