@@ -135,7 +135,9 @@ async def test_a_unit_of_work_with_a_graph(storage: Any) -> None:
 
 
 async def test_synchronous_code(storage: Any) -> None:
-    bridge().portal()  # the process's own, open until it ends: nothing that a test leaves behind
+    await asyncio.to_thread(
+        bridge().portal
+    )  # the process's own, open until it ends: nothing that a test leaves behind
 
     def work() -> Any:
         tasks = create_task_repository(storage)
