@@ -134,11 +134,12 @@ async def test_a_unit_of_work_with_a_graph(storage: Any) -> None:
     await invariants(storage.tasks)
 
 
-async def test_synchronous_code(storage: Any) -> None:
-    await asyncio.to_thread(
-        bridge().portal
-    )  # the process's own, open until it ends: nothing that a test leaves behind
+@pytest.fixture(autouse=True)
+def _bridge_is_up() -> None:
+    bridge().portal()  # the process's own, open until it ends: nothing that a test leaves behind
 
+
+async def test_synchronous_code(storage: Any) -> None:
     def work() -> Any:
         tasks = create_task_repository(storage)
         made = tasks.create_task("t", task_id="t")
