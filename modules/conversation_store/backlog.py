@@ -236,7 +236,7 @@ async def progress(tx: Transaction, collection: str) -> Progress:
     return found[0].progress if found else Progress(0, 0, False)
 
 
-@read
+@read(urgent=True)
 async def indexes(tx: Transaction) -> List[IndexState]:
     """Return every index that is registered, by name."""
     return await _indexes(tx)

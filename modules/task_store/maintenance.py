@@ -66,7 +66,7 @@ _OVERDUE = Statement(
 )
 
 
-@read
+@read(urgent=True)
 async def figures(tx: Transaction) -> Dict[str, Any]:
     """Return the tasks of all tenants by state, and how many of the open ones are overdue."""
     counted = {row[0]: row[1] for row in await tx.all(_COUNTS, limit=MOST_LOOKED_AT)}
