@@ -11,9 +11,7 @@ from modules.storage.health import HealthStatus
 from modules.storage.manager import StorageManager
 from modules.storage.vectors.base import VectorDocument
 from modules.storage.vectors.factory import VectorContext
-from modules.store_common.errors import (
-    NotConfiguredError,
-)
+from modules.store_common.errors import NotConfiguredError
 
 
 async def _round_trip(storage: StorageManager) -> None:
@@ -27,8 +25,9 @@ async def _round_trip(storage: StorageManager) -> None:
     assert health is not None
     assert (health.status, health.details["opened"]) == (HealthStatus.HEALTHY, True)
     async with storage.unit_of_work() as uow:
-        with pytest.raises(NotConfiguredError, match="outbox"):
-            _ = uow.vectors
+        await uow.vectors.upsert("docs", [VectorDocument("b", [0.0, 1.0, 0.0, 0.0])])
+    await uow.applied(30)
+    assert [document.id for document in await storage.vectors.get("docs", ["b"])] == ["b"]
 
 
 async def test_chroma_of_the_settings(tmp_path: Path) -> None:
