@@ -106,8 +106,9 @@ class WriterTurn:
         if self._ended is not None:
             raise self._ended
         self._queue.put(call)
-        if self._ended is not None and not call.future.done():
-            # the writer left between the two looks; nobody reads this queue any more
+        if self._ended is not None and call.claim():
+            # The writer left between the two looks; nobody reads this queue any more. A call that it has claimed is
+            # answered: the COMMIT that ended the turn itself would else be told as refused although it was done.
             call.future.set_exception(self._ended)
 
     def _give_up(self) -> None:
