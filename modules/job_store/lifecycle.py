@@ -91,7 +91,7 @@ async def locked_job(tx: Transaction, tenant_id: str, job_id: str, expected: Opt
 async def add_event(tx: Transaction, tenant_id: str, job_id: str, kind: str, data: Dict[str, Any]) -> None:
     """Note what was done to a job, in the same transaction."""
     encoded = encode_json(data, "the event")
-    await tx.run(sql.ADD_EVENT, tenant_id=tenant_id, job_id=job_id, id=new_id(), type=kind, data=encoded)
+    await tx.run(sql.ADD_EVENT, tenant_id=tenant_id, id=job_id, event_id=new_id(), type=kind, data=encoded)
 
 
 async def _reread(tx: Transaction, tenant_id: str, job_id: str) -> Job:

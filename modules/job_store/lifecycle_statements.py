@@ -69,12 +69,14 @@ CANCEL_RUNNING = Statement(
     postgresql=text(_CANCEL_POSTGRESQL).bindparams(*_KEY, *binds("reason")),
 )
 _EVENT = (
-    "INSERT INTO atlas_job_events (tenant_id, job_id, id, type, data, created_at)"
-    " VALUES (:tenant_id, :job_id, :id, :type, :data, {now})"
+    "INSERT INTO atlas_job_events (tenant_id, job_id, id, place, type, data, created_at)"
+    " SELECT tenant_id, id, :event_id, {fence} || CASE status WHEN 'running' THEN 'm' ELSE 'zz' END, :type, :data, {now}"
+    " FROM atlas_jobs WHERE tenant_id = :tenant_id AND id = :id"
 )
-_EVENT_SQLITE = _EVENT.replace("{now}", NOW["sqlite"])
-_EVENT_POSTGRESQL = _EVENT.replace("{now}", NOW["postgresql"])
-_EVENT_BINDS = (*_KEY, *binds("job_id", "type", "data"))
+_EVENT_SQLITE = _EVENT.format(now=NOW["sqlite"], fence="printf('%010d', fence)")
+_EVENT_POSTGRESQL = _EVENT.format(now=NOW["postgresql"], fence="lpad(CAST(fence AS TEXT), 10, '0')")
+_EVENT_BINDS = (*_KEY, *binds("event_id", "type", "data"))
+#: Notes what was done to a job, and where that stands among its runs: while one ran, or after the newest.
 ADD_EVENT = Statement(
     sqlite=text(_EVENT_SQLITE).bindparams(*_EVENT_BINDS),
     postgresql=text(_EVENT_POSTGRESQL).bindparams(*_EVENT_BINDS),

@@ -179,6 +179,8 @@ class JobEventRow(Base):
     tenant_id: Mapped[str] = mapped_column(Identifier)
     job_id: Mapped[str] = mapped_column(Identifier)
     id: Mapped[str] = mapped_column(Identifier)
+    #: Where it stands among the runs, should their clock not tell: SQLite's has steps of 1 ms.
+    place: Mapped[str] = mapped_column(Identifier, nullable=False)
     type: Mapped[str] = mapped_column(Identifier, nullable=False)
     data: Mapped[Any] = mapped_column(JsonValue, nullable=False)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, nullable=False)

@@ -108,16 +108,16 @@ SELECT at, place, type, number, status, worker, data FROM (
         CAST(NULL AS TEXT) AS worker, CAST(NULL AS TEXT) AS data
     FROM atlas_jobs WHERE tenant_id = :tenant_id AND id = :id
   UNION ALL
-    SELECT started_at, 'r' || {number} || 'a', 'run_started', number, NULL, worker, NULL FROM atlas_job_runs
+    SELECT started_at, {number} || 'a', 'run_started', number, NULL, worker, NULL FROM atlas_job_runs
     WHERE tenant_id = :tenant_id AND job_id = :id
   UNION ALL
-    SELECT finished_at, 'r' || {number} || 'z', 'run_finished', number, status, worker, NULL FROM atlas_job_runs
+    SELECT finished_at, {number} || 'z', 'run_finished', number, status, worker, NULL FROM atlas_job_runs
     WHERE tenant_id = :tenant_id AND job_id = :id
   UNION ALL
-    SELECT started_at, 'r' || {fence} || 'a', 'run_started', fence, NULL, worker, NULL FROM atlas_jobs
+    SELECT started_at, {fence} || 'a', 'run_started', fence, NULL, worker, NULL FROM atlas_jobs
     WHERE tenant_id = :tenant_id AND id = :id AND status = 'running'
   UNION ALL
-    SELECT created_at, 'e' || id, type, NULL, NULL, NULL, CAST(data AS TEXT) FROM atlas_job_events
+    SELECT created_at, place || id, type, NULL, NULL, NULL, CAST(data AS TEXT) FROM atlas_job_events
     WHERE tenant_id = :tenant_id AND job_id = :id
 ) AS e WHERE at > :at OR (at = :at AND {place} > :place) ORDER BY at, {place} LIMIT :limit
 """

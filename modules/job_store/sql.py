@@ -22,8 +22,8 @@ NOW: Dict[str, str] = {
 PARAMETERS: Dict[str, Any] = {
     **dict.fromkeys(
         (
-            "assignee", "concurrency_key", "digest", "handler", "id", "job_id", "key", "kind", "level", "name", "queue",
-            "run_status", "schedule_id", "status", "task_id", "tenant_id", "type", "worker",
+            "assignee", "concurrency_key", "digest", "event_id", "handler", "id", "job_id", "key", "kind", "level", "name",
+            "queue", "run_status", "schedule_id", "status", "task_id", "tenant_id", "type", "worker",
         ),
         String(),
     ),

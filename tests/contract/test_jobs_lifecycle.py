@@ -95,6 +95,18 @@ async def test_a_rerun_is_a_new_run_and_the_old_ones_stay(jobs: Jobs) -> None:
     assert [e.type for e in (*page, *rest)] == kinds
 
 
+async def test_the_history_is_in_order_within_a_tick_of_the_clock(jobs: Jobs) -> None:
+    """SQLite's clock has steps of 1 ms: a run, its end and what follows may be in one."""
+    job_id = await jobs.store.enqueue("h")
+    for _ in range(10):
+        (claim,) = await jobs.queue.claim("w")
+        await jobs.store.cancel(job_id)
+        await jobs.queue.complete(claim)
+        await jobs.store.rerun(job_id)
+    kinds = [e.type for e in await jobs.store.list_events(job_id)]
+    assert kinds == ["created", *["run_started", "cancel_requested", "run_finished", "rerun"] * 10]
+
+
 async def test_a_job_is_rescheduled(jobs: Jobs) -> None:
     job_id = await jobs.store.enqueue("h")
     job = await jobs.store.reschedule(job_id, delay_s=1000)

@@ -154,6 +154,7 @@ def upgrade() -> None:
         sa.Column("tenant_id", IDENTIFIER, nullable=False),
         sa.Column("job_id", IDENTIFIER, nullable=False),
         sa.Column("id", IDENTIFIER, nullable=False),
+        sa.Column("place", IDENTIFIER, nullable=False),
         sa.Column("type", IDENTIFIER, nullable=False),
         sa.Column("data", JSON_TEXT, nullable=False),
         sa.Column("created_at", INSTANT, nullable=False),
