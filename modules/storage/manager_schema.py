@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+import atexit
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Dict, Optional, cast
 
 from sqlalchemy import text
 from sqlalchemy.types import Text
@@ -14,6 +17,7 @@ from modules.storage.statements import Statement
 from modules.store_common.errors import StatementError
 
 if TYPE_CHECKING:
+    from modules.storage.backends.sqlite_executor import SQLiteExecutor
     from modules.storage.pool import SQLPool
 
 __all__ = ["ensure_schema", "require_known_schema", "schema_revision"]
@@ -46,13 +50,60 @@ async def ensure_schema(pool: SQLPool) -> None:
     Raises:
         MigrationError: the database is from a newer release, or a migration failed; nothing was changed.
     """
-    if await schema_revision(pool) == HEAD:
+    revision = await schema_revision(pool)
+    if revision == HEAD:
+        return
+    language = pool.settings.search_language
+    memory = _in_memory(pool) if revision is None else None
+    if memory is not None and await _IMAGES.copy_to(memory, language):
         return
     # importing Alembic takes longer than everything else at start-up
     from modules.storage.migrations.runner import upgrade
 
     engine = pool.engine
-    await run_in_thread(lambda: upgrade(engine, search_language=pool.settings.search_language))
+    await run_in_thread(lambda: upgrade(engine, search_language=language))
+    if memory is not None:
+        await _IMAGES.copy_from(memory, language)
+
+
+def _in_memory(pool: SQLPool) -> Optional[SQLiteExecutor]:
+    if pool.settings.path != ":memory:":
+        return None
+    return cast("SQLiteExecutor", pool.executor)
+
+
+class _MemoryImages:
+    """What a migrated, empty database in memory looks like, by language of search: made once in a process.
+
+    An application's own tests open many databases in memory: copying one takes 2 ms, migrating one 180 ms.
+    """
+
+    def __init__(self) -> None:
+        self._images: Dict[str, sqlite3.Connection] = {}
+        self._lock = threading.Lock()
+
+    async def copy_to(self, executor: SQLiteExecutor, language: str) -> bool:
+        """Give an empty database its tables; False when there is no image of them yet."""
+        image = self._images.get(language)
+        if image is None:
+            return False
+
+        def copy(connection: sqlite3.Connection) -> None:
+            with self._lock:
+                image.backup(connection)
+
+        await executor.call_bare(copy)
+        return True
+
+    async def copy_from(self, executor: SQLiteExecutor, language: str) -> None:
+        """Keep the tables of a database that was migrated just now and is empty."""
+        image = sqlite3.connect(":memory:", check_same_thread=False)
+        atexit.register(image.close)
+        await executor.call_bare(lambda connection: connection.backup(image))
+        self._images.setdefault(language, image)
+
+
+_IMAGES = _MemoryImages()
 
 
 async def require_known_schema(pool: SQLPool) -> None:

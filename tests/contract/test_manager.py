@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from modules.storage.manager import StorageManager
+from modules.storage.migrations.comparison import differences
 from modules.storage.settings import SettingsError, StorageSettings
 from modules.store_common.errors import (
     NotConfiguredError,
@@ -136,6 +137,21 @@ async def test_the_first_open_makes_the_schema(settings: Any) -> None:
     async with StorageManager(settings) as manager:
         assert all((await manager.verify_stores()).values())
         await manager.kv.set("n", "k", 1)
+
+
+async def test_a_database_in_memory_is_a_copy_of_an_empty_one(leaks: Any, caplog: Any) -> None:
+    """Only the first in a process is migrated; nothing of one is in another."""
+    caplog.set_level("INFO", "modules.storage")
+    settings = StorageSettings.from_dict({"sql": {"url": "sqlite:///:memory:"}})
+    async with StorageManager(settings) as first:
+        await first.kv.set("n", "k", 1)
+        caplog.clear()
+        async with StorageManager(settings) as second:
+            assert await second.kv.get("n", "k") is None
+            assert differences(second.sql_pool.engine) == []
+            await second.kv.set("n", "k", 2)
+        assert await first.kv.get("n", "k") == 1
+    assert "storage.migrated" not in [record.getMessage() for record in caplog.records]
 
 
 async def test_a_database_from_the_future_is_refused_and_left_alone(

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
+from tests.support.postgres import server_directory
+
 __all__ = ["Cluster", "free_port", "postgres_binaries", "temporary_cluster"]
 
 # fsync stays on: what the tests promise rests on it. The rest keeps a small machine calm.
@@ -221,7 +223,7 @@ class Cluster:
 @contextlib.contextmanager
 def temporary_cluster(configuration: Optional[Dict[str, str]] = None) -> Iterator[Cluster]:
     """Run a server of one's own for the time of the block."""
-    directory = Path(tempfile.mkdtemp(prefix="atlas-pg-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="atlas-pg-", dir=server_directory()))
     cluster = Cluster(directory, configuration)
     try:
         cluster.create()

@@ -22,16 +22,36 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["Server", "make_run_directory", "server_of_this_run", "stop_server_of_this_run", "with_database"]
+__all__ = [
+    "Server",
+    "make_run_directory",
+    "server_directory",
+    "server_of_this_run",
+    "stop_server_of_this_run",
+    "with_database",
+]
 
 RUN_DIRECTORY = "ATLAS_TEST_RUN_DIRECTORY"
 RUN_OWNER = "ATLAS_TEST_RUN_OWNER"
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def server_directory() -> str:
+    """Return where a server of the tests keeps its data: in memory, where there is room for it, else on the disk.
+
+    Copying the template of a database takes 20 ms in memory and 150 to 600 ms on a disk. What a killed server leaves
+    is the same in both: only a machine that loses its power would tell them apart.
+    """
+    memory = Path("/dev/shm")
+    with contextlib.suppress(OSError):
+        if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30:
+            return str(memory)
+    return "/tmp"
+
+
 def make_run_directory() -> Path:
     """Called once by the process that pytest was started as; the workers inherit the environment."""
-    directory = Path(tempfile.mkdtemp(prefix="atlas-t-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="atlas-t-", dir=server_directory()))
     directory.chmod(0o755)
     os.environ[RUN_DIRECTORY] = str(directory)
     os.environ[RUN_OWNER] = str(os.getpid())
@@ -143,7 +163,8 @@ class Server:
         self._made += 1
         name = f"atlas_{self._run}_{self._worker}_{self._made}"
         template = self._template() if migrated else "template0"
-        self.admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        strategy = "STRATEGY FILE_COPY" if self.admin("SHOW server_version_num")[0][0] >= "150000" else ""
+        self.admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {strategy}')
         return name
 
     def drop_database(self, name: str) -> None:
