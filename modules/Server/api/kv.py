@@ -1,8 +1,14 @@
-"""Keys and values: get, put, delete, list, count up, compare and set by ETag."""
+"""Keys and values: get, put, delete, list, count up, compare and set by ETag.
+
+A value is JSON or bytes. In JSON bodies `encoding` says which: with `base64` the value is the text of its bytes, in what is
+read as in what is written, so that an entry can be sent back as it came. `/bytes` takes and gives them as they are.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Dict, Optional
+import base64
+import binascii
+from typing import Annotated, Any, Dict, Literal, Optional
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from pydantic import Field
@@ -23,16 +29,18 @@ from modules.Server.models import EntryOut, Input, PageOf, ValueOut, VersionOut
 from modules.Server.once import Reply, once
 from modules.Server.problems import ApiError
 from modules.Server.replies import Json, etag
-from modules.Tools.Base_Tools.kv_store import KeyNotFoundError, KeyValueEntry
+from modules.Tools.Base_Tools.kv_store import InvalidValueTypeError, KeyNotFoundError, KeyValueEntry
 
 __all__ = [
     "Increment",
     "Value",
     "delete_key",
+    "get_bytes",
     "get_key",
     "increment_key",
     "list_keys",
     "list_namespaces",
+    "put_bytes",
     "put_key",
     "router",
 ]
@@ -46,11 +54,31 @@ _Ttl = Annotated[
 ]
 
 
+_OnlyIfAbsent = Annotated[Optional[str], Header(description="`*`: only if there is no entry.")]
+_BINARY: Dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
 class Value(Input):
     """A value to store."""
 
-    value: Any = Field(examples=["hello"], description="Any JSON value.")
+    value: Any = Field(examples=["hello"], description="Any JSON value; with `encoding` base64 a text.")
+    encoding: Literal["json", "base64"] = Field(
+        "json", description="base64: `value` is the text of bytes, and the bytes are stored."
+    )
     ttl_seconds: _Ttl = None
+
+    def decoded(self) -> Any:
+        """Return what is to be stored.
+
+        Raises:
+            ApiError: `value` is not base64.
+        """
+        if self.encoding == "json":
+            return self.value
+        try:
+            return base64.b64decode(self.value if isinstance(self.value, str) else "?", validate=True)
+        except (binascii.Error, ValueError) as exc:
+            raise ApiError(422, "invalid_request", "value is not base64 (RFC 4648, with padding)") from exc
 
 
 class Increment(Input):
@@ -62,7 +90,29 @@ class Increment(Input):
 
 
 def _entry(entry: KeyValueEntry) -> Dict[str, Any]:
-    return entry.to_dict()
+    told = {**entry.to_dict(), "encoding": "json"}
+    if isinstance(entry.value, bytes):
+        told.update(value=base64.b64encode(entry.value).decode(), encoding="base64")
+    return told
+
+
+def _expected(if_match: Optional[str], if_none_match: Optional[str]) -> Optional[int]:
+    """Return the version that a write expects: 0 for none, None for any."""
+    expected = expected_version(if_match)
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or expected is not None:
+            raise ApiError(422, "invalid_request", "If-None-Match must be * here, and without If-Match")
+        return 0
+    if if_match is not None and expected is None:
+        raise ApiError(422, "invalid_request", "If-Match needs an ETag here")
+    return expected
+
+
+async def _require(caller: Reader, namespace: str, key: str) -> KeyValueEntry:
+    found = await caller.storage.kv.get_entry(namespace, key, tenant_id=caller.tenant_id)
+    if found is None:
+        raise KeyNotFoundError(f"there is no key {key!r} in namespace {namespace!r}")
+    return found
 
 
 @router.get("", response_model=PageOf[str])
@@ -92,9 +142,7 @@ async def get_key(
     caller: Reader, request: Request, namespace: _Namespace, key: _Key, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get a value with its version and times."""
-    found = await caller.storage.kv.get_entry(namespace, key, tenant_id=caller.tenant_id)
-    if found is None:
-        raise KeyNotFoundError(f"there is no key {key!r} in namespace {namespace!r}")
+    found = await _require(caller, namespace, key)
     if not_modified(request, found.version):
         return Response(status_code=304, headers=etag(found.version))
     return Json(_entry(found), headers=etag(found.version))
@@ -107,22 +155,60 @@ async def put_key(
     key: _Key,
     body: Value,
     if_match: IfMatch = None,
-    if_none_match: Annotated[Optional[str], Header(description="`*`: only if there is no entry.")] = None,
+    if_none_match: _OnlyIfAbsent = None,
 ) -> Json:
     """Store a value. With If-Match only over that version, with `If-None-Match: *` only where there is none."""
-    expected = expected_version(if_match)
-    if if_none_match is not None:
-        if if_none_match.strip() != "*" or expected is not None:
-            raise ApiError(422, "invalid_request", "If-None-Match must be * here, and without If-Match")
-        expected = 0
-    elif if_match is not None and expected is None:
-        raise ApiError(422, "invalid_request", "If-Match needs an ETag here")
     version = await caller.storage.kv.set(
         namespace,
         key,
-        body.value,
+        body.decoded(),
         ttl_seconds=body.ttl_seconds,
-        expected_version=expected,
+        expected_version=_expected(if_match, if_none_match),
+        tenant_id=caller.tenant_id,
+    )
+    return Json({"namespace": namespace, "key": key, "version": version}, headers=etag(version))
+
+
+@router.get(
+    "/{namespace:segment}/{key:segment}/bytes",
+    response_class=Response,
+    response_model=None,
+    responses={200: {"description": "The bytes.", "content": _BINARY}, **errors(304, 404, 409)},
+)
+async def get_bytes(
+    caller: Reader, request: Request, namespace: _Namespace, key: _Key, if_none_match: IfNoneMatch = None
+) -> Response:
+    """Get bytes as they are. A value that is JSON is refused (409)."""
+    found = await _require(caller, namespace, key)
+    if not isinstance(found.value, bytes):
+        raise InvalidValueTypeError(f"the value under key {key!r} is JSON, not bytes")
+    if not_modified(request, found.version):
+        return Response(status_code=304, headers=etag(found.version))
+    return Response(found.value, headers=etag(found.version), media_type="application/octet-stream")
+
+
+@router.put(
+    "/{namespace:segment}/{key:segment}/bytes",
+    response_model=VersionOut,
+    responses=errors(412, 507),
+    openapi_extra={"requestBody": {"required": True, "content": _BINARY}},
+)
+async def put_bytes(
+    caller: Writer,
+    request: Request,
+    namespace: _Namespace,
+    key: _Key,
+    ttl_seconds: Annotated[_Ttl, Query()] = None,
+    if_match: IfMatch = None,
+    if_none_match: _OnlyIfAbsent = None,
+) -> Json:
+    """Store the body as it is, whatever its Content-Type; the conditions are those of a JSON value."""
+    version = await caller.storage.kv.set(
+        namespace,
+        key,
+        await request.body(),
+        ttl_seconds=ttl_seconds,
+        expected_version=_expected(if_match, if_none_match),
         tenant_id=caller.tenant_id,
     )
     return Json({"namespace": namespace, "key": key, "version": version}, headers=etag(version))
