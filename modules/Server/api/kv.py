@@ -15,16 +15,15 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modules.Server.api.parameters import (
-    Cursor,
     IdempotencyKey,
     IfMatch,
     IfNoneMatch,
-    Limit,
+    PartOf100,
     errors,
     expected_version,
     not_modified,
 )
-from modules.Server.callers import Reader, Writer
+from modules.Server.callers import Caller, Reader, Writer
 from modules.Server.models import EntryOut, Input, PageOf, ValueOut, VersionOut
 from modules.Server.once import Reply, once
 from modules.Server.problems import ApiError
@@ -108,7 +107,27 @@ def _expected(if_match: Optional[str], if_none_match: Optional[str]) -> Optional
     return expected
 
 
-async def _require(caller: Reader, namespace: str, key: str) -> KeyValueEntry:
+async def _set(
+    caller: Caller,
+    namespace: str,
+    key: str,
+    value: Any,
+    *,
+    ttl_seconds: Optional[float],
+    expected: Optional[int],
+) -> Json:
+    version = await caller.storage.kv.set(
+        namespace,
+        key,
+        value,
+        ttl_seconds=ttl_seconds,
+        expected_version=expected,
+        tenant_id=caller.tenant_id,
+    )
+    return Json({"namespace": namespace, "key": key, "version": version}, headers=etag(version))
+
+
+async def _require(caller: Caller, namespace: str, key: str) -> KeyValueEntry:
     found = await caller.storage.kv.get_entry(namespace, key, tenant_id=caller.tenant_id)
     if found is None:
         raise KeyNotFoundError(f"there is no key {key!r} in namespace {namespace!r}")
@@ -116,24 +135,21 @@ async def _require(caller: Reader, namespace: str, key: str) -> KeyValueEntry:
 
 
 @router.get("", response_model=PageOf[str])
-async def list_namespaces(caller: Reader, limit: Limit = 100, cursor: Cursor = None) -> Json:
+async def list_namespaces(caller: Reader, part: PartOf100) -> Json:
     """List the namespaces that hold keys."""
-    page = await caller.storage.kv.list_namespaces(limit=limit, cursor=cursor, tenant_id=caller.tenant_id)
+    page = await caller.storage.kv.list_namespaces(**part.of(caller))
     return Json({"items": page.namespaces, "next_cursor": page.next_cursor})
 
 
 @router.get("/{namespace:segment}", response_model=PageOf[EntryOut])
 async def list_keys(
     caller: Reader,
+    part: PartOf100,
     namespace: _Namespace,
     prefix: Annotated[str, Query(description="Only keys that begin with this.")] = "",
-    limit: Limit = 100,
-    cursor: Cursor = None,
 ) -> Json:
     """List the entries of a namespace in the order of their keys."""
-    page = await caller.storage.kv.list(
-        namespace, prefix, limit=limit, cursor=cursor, tenant_id=caller.tenant_id
-    )
+    page = await caller.storage.kv.list(namespace, prefix, **part.of(caller))
     return Json({"items": [_entry(entry) for entry in page.entries], "next_cursor": page.next_cursor})
 
 
@@ -158,15 +174,8 @@ async def put_key(
     if_none_match: _OnlyIfAbsent = None,
 ) -> Json:
     """Store a value. With If-Match only over that version, with `If-None-Match: *` only where there is none."""
-    version = await caller.storage.kv.set(
-        namespace,
-        key,
-        body.decoded(),
-        ttl_seconds=body.ttl_seconds,
-        expected_version=_expected(if_match, if_none_match),
-        tenant_id=caller.tenant_id,
-    )
-    return Json({"namespace": namespace, "key": key, "version": version}, headers=etag(version))
+    expected = _expected(if_match, if_none_match)
+    return await _set(caller, namespace, key, body.decoded(), ttl_seconds=body.ttl_seconds, expected=expected)
 
 
 @router.get(
@@ -203,15 +212,10 @@ async def put_bytes(
     if_none_match: _OnlyIfAbsent = None,
 ) -> Json:
     """Store the body as it is, whatever its Content-Type; the conditions are those of a JSON value."""
-    version = await caller.storage.kv.set(
-        namespace,
-        key,
-        await request.body(),
-        ttl_seconds=ttl_seconds,
-        expected_version=_expected(if_match, if_none_match),
-        tenant_id=caller.tenant_id,
+    expected = _expected(if_match, if_none_match)
+    return await _set(
+        caller, namespace, key, await request.body(), ttl_seconds=ttl_seconds, expected=expected
     )
-    return Json({"namespace": namespace, "key": key, "version": version}, headers=etag(version))
 
 
 @router.delete(

@@ -29,7 +29,6 @@ from modules.Server.services import services_of
 from modules.Server.sessions import COOKIE
 from modules.storage.version import __version__
 from modules.store_common.clock import utc_now
-from modules.store_common.deadlines import within
 from modules.store_common.errors import StorageError
 
 __all__ = [
@@ -229,7 +228,7 @@ async def _changes(template: str, load: Loader, visitor: Visitor, request: Reque
     services = visitor.services
     block = _templates.get_template(template).blocks["live"]
     last = ""
-    with services.feed.counted() as woken:
+    async with services.feed.page(visitor.tenant_id) as subscription:
         yield b"retry: 3000\n\n"
         while not services.traffic.draining and services.sessions.get(request.cookies.get(COOKIE)):
             try:
@@ -242,9 +241,6 @@ async def _changes(template: str, load: Loader, visitor: Visitor, request: Reque
             if text != last:
                 last = text
                 yield event({"html": text}, name="part")
-            woken.clear()
             await asyncio.sleep(_PAUSE_S)
-            try:
-                await within(woken.wait(), _LIVE_EVERY_S)
-            except asyncio.TimeoutError:
+            if not await subscription.wait(_LIVE_EVERY_S):
                 yield b": alive\n\n"

@@ -26,7 +26,11 @@ _NAMES = {
     "outbox": "Outbox",
 }
 # What the check of the job store tells, and which state it is of.
-_JOBS = (("running", "running", "running"), ("scheduled", "backlog", "waiting"), ("failed", "dead", "dead letters"))
+_JOBS = (
+    ("running", "running", "running"),
+    ("scheduled", "backlog", "waiting"),
+    ("failed", "dead", "dead letters"),
+)
 # The check counts no further.
 _COUNTED = 10_000
 

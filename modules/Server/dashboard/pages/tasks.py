@@ -73,7 +73,7 @@ async def move(request: Request, visitor: VisitorHere, task_id: str) -> Response
         )
     except StorageError as exc:
         moved, says = False, str(exc)
-    visitor.services.feed.wake_pages()
+    visitor.services.feed.wake_pages(visitor.tenant_id)
     if "application/json" in request.headers.get("accept", ""):
         return Json({"moved": moved, "says": says}, 200 if moved else 409)
     return back(str(form.get("back") or "/tasks") if form.get("back") == _path(task_id) else "/tasks", says)
