@@ -48,14 +48,16 @@ async def create(request: Request, visitor: VisitorHere) -> Response:
     """Create a task."""
     form: Any = await request.form()
     title = str(form.get("title", "")).strip()
-    if title:
+    try:
         await visitor.storage.tasks.create_task(
             title,
             description=str(form.get("description", "")).strip() or None,
             status="ready" if form.get("ready") else "draft",
             tenant_id=visitor.tenant_id,
         )
-    return back("/tasks")
+    except StorageError as exc:
+        return back("/tasks", str(exc))
+    return back("/tasks", "Created.")
 
 
 @router.post("/tasks/{task_id:segment}/move")
