@@ -13,7 +13,7 @@ from modules.store_common.errors import StorageError
 
 __all__ = ["create", "list_conversations", "router", "search"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _PAGE = 30
 _HITS = 30
 _STATUSES = ("active", "archived", "deleted")

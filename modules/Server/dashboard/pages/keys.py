@@ -16,7 +16,7 @@ from modules.Tools.Base_Tools.kv_store import KeyNotFoundError
 
 __all__ = ["change", "key", "namespaces", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _PAGE = 50
 
 

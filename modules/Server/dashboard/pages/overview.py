@@ -13,7 +13,7 @@ from modules.storage.health import StorageHealthStatus
 
 __all__ = ["overview", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _RECENT = 6
 _NAMES = {
     "sql": "SQL database",

@@ -18,7 +18,7 @@ from modules.task_store.models import TASK_MOVES
 
 __all__ = ["act", "board", "create", "move", "router", "task"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _SHOWN = 40
 _NAMES = {
     "draft": "Draft",
