@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, AsyncIterator, Set
+from typing import TYPE_CHECKING, AsyncIterator, Awaitable, Callable, Set
 
 from modules.Server.gate import Traffic
 from modules.Server.problems import ApiError
@@ -78,16 +78,20 @@ class Feed:
             yield subscription
 
     async def messages(
-        self, tenant_id: str, conversation_id: str, after_sequence: int
+        self,
+        tenant_id: str,
+        conversation_id: str,
+        after_sequence: int,
+        allowed: Callable[[], Awaitable[bool]],
     ) -> AsyncIterator[bytes]:
-        """Iterate over the events of a conversation's messages after `after_sequence`, for ever.
+        """Iterate over the events of a conversation's messages after `after_sequence`, as long as it is `allowed`.
 
         An event's id is the sequence of its message, so that a client that comes back says where it was.
         """
         silent_s = 0.0
         async with self._counted(_channel("messages", tenant_id, conversation_id)) as subscription:
             yield b": open\n\n"
-            while not self._traffic.draining:
+            while not self._traffic.draining and await allowed():
                 page = await self._storage.conversations.fetch_messages(
                     conversation_id, after_sequence=after_sequence, limit=_PAGE, tenant_id=tenant_id
                 )

@@ -15,6 +15,7 @@ import pytest
 
 from modules.Server.dashboard.rendering import NAVIGATION
 from modules.Server.gate import CONTENT_SECURITY_POLICY
+from modules.Server.sessions import COOKIE
 from modules.storage.settings import ServerSettings, StorageSettings
 from tests.support.live import LiveServer
 
@@ -285,6 +286,23 @@ def test_a_stream_tells_of_new_messages_and_goes_on_where_it_was(live: Any) -> N
         events = (line for line in answer.iter_lines() if line.startswith(("id: ", "data: ")))
         assert next(events) == "id: 2"
     assert reader.get("/v1/conversations/none/messages/stream").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/live/conversations/ending", "/v1/conversations/ending/messages/stream"])
+def test_an_open_stream_ends_when_its_token_is_revoked(live: Any, path: str) -> None:
+    live.call(live.storage.conversations.ensure_conversation("ending", tenant_id="acme"))
+    made = live.call(live.storage.access.create_token("ends", scopes=["read"], tenant_id="acme"))
+    client = live.client()
+    client.headers["Authorization"] = f"Bearer {made.text}"
+    client.cookies.set(COOKIE, live.server._services.sessions.open(made.text))
+    with client.stream("GET", path) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        next(lines)
+        live.call(live.storage.access.revoke_token(made.token.id, tenant_id="acme"))
+        for _ in lines:  # ends by itself; the client's own time-out is an error
+            pass
+    assert client.get(path).status_code == 401
 
 
 def test_metrics_count_by_route_and_not_by_path(live: Any) -> None:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
+from modules.access_store.tokens import key_of
 from modules.conversation_store.errors import ConversationNotFoundError, MessageNotFoundError
 from modules.Server.api.parameters import (
     ConversationId,
@@ -20,7 +21,7 @@ from modules.Server.api.parameters import (
     expected_version,
     unless_known,
 )
-from modules.Server.callers import Reader, Writer
+from modules.Server.callers import Reader, Writer, bearer_of
 from modules.Server.models import Input, MessageEventOut, MessageOut, PageOf
 from modules.Server.once import key_of_request
 from modules.Server.problems import ApiError
@@ -152,9 +153,13 @@ async def stream_messages(
     found = await caller.storage.conversations.get_conversation(conversation_id, tenant_id=caller.tenant_id)
     if found is None:
         raise ConversationNotFoundError(conversation_id)
-    caller.services.feed.admit()
-    events = caller.services.feed.messages(
-        caller.tenant_id, conversation_id, found.last_sequence if after is None else after
+    services, token = caller.services, key_of(bearer_of(request))
+    services.feed.admit()
+    events = services.feed.messages(
+        caller.tenant_id,
+        conversation_id,
+        found.last_sequence if after is None else after,
+        lambda: services.authenticator.still_holds(token),
     )
     return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
