@@ -17,8 +17,10 @@ Nothing here is imported before it is needed: the core suite runs without Postgr
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, AsyncIterator, Dict, Iterator, List, Optional
 
@@ -52,6 +54,10 @@ def pytest_configure(config: pytest.Config) -> None:
     global _run_directory
     for name in [n for n in os.environ if n.startswith("ATLAS_") and not n.startswith(_KEPT)]:
         del os.environ[name]  # a developer's own configuration is not part of a test
+    if sys.version_info < (3, 10):
+        # The newest pytest-asyncio for 3.9 calls get_event_loop(), which makes a loop that nobody closes as long as none was
+        # ever set; the first asyncio.run() of a test drops it, and the collector fails whichever test runs then.
+        asyncio.set_event_loop(None)
     if not hasattr(config, "workerinput"):
         _run_directory = postgres_support.make_run_directory()
 

@@ -391,10 +391,11 @@ class StorageManager(DomainStores, UnitsOfWork, MongoAccess):
             self._mongo.refuse_other_executor(name, executor)
         if name == "documents":
             return self._documents(executor)
-        wake = self.wakeups.notify
-        return make_store(
-            name, StoreParts(executor, self._settings, self._tenancy, self.semantic_index, wake)
+        wakeups = self.wakeups
+        parts = StoreParts(
+            executor, self._settings, self._tenancy, self.semantic_index, wakeups.notify, wakeups
         )
+        return make_store(name, parts)
 
 
 def _as_settings(settings: Union[StorageSettings, Mapping[str, Any], None]) -> StorageSettings:

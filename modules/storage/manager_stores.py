@@ -12,6 +12,7 @@ from modules.storage.maintenance import retention_policy
 from modules.store_common.errors import NotConfiguredError
 
 if TYPE_CHECKING:
+    from modules.storage.backends.wakeups import Wakeups
     from modules.storage.operations import Executor
     from modules.storage.semantic import SemanticIndex
     from modules.storage.settings import StorageSettings
@@ -30,6 +31,7 @@ class StoreParts:
         tenancy: How the tenant of a call is found.
         semantic: What finds messages by meaning; None: nothing does.
         wake: Wakes those who wait on a channel; see `modules.storage.backends.wakeups`.
+        wakeups: The same, and lets wait for it.
     """
 
     executor: Executor
@@ -37,6 +39,7 @@ class StoreParts:
     tenancy: TenantPolicy
     semantic: Optional[SemanticIndex]
     wake: Optional[Callable[[str], None]] = None
+    wakeups: Optional[Wakeups] = None
 
 
 def make_store(name: str, parts: StoreParts) -> Any:
@@ -87,7 +90,8 @@ def _kv(parts: StoreParts) -> Any:
 def _tasks(parts: StoreParts) -> Any:
     from modules.task_store.repository import TaskStore
 
-    return TaskStore(parts.executor, parts.tenancy, search_language=parts.settings.sql.search_language)
+    language = parts.settings.sql.search_language
+    return TaskStore(parts.executor, parts.tenancy, search_language=language, wakeups=parts.wakeups)
 
 
 def _jobs(parts: StoreParts) -> Any:

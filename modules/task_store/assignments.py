@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, String, bindparam, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from modules.storage.columns import FreeText, utc_now
-from modules.storage.operations import Store, Transaction, read, write
+from modules.storage.operations import Transaction, read, write
 from modules.storage.statements import Row, Statement
 from modules.store_common.arguments import check_limit, check_optional_id, check_optional_text
 from modules.store_common.cursors import decode_cursor, encode_cursor
@@ -26,6 +26,7 @@ from modules.task_store.errors import (
 from modules.task_store.models import ASSIGNMENT_MOVES, FINAL, TaskAssignmentRow
 from modules.task_store.noting import Key, change, key_of, lock_task
 from modules.task_store.records import Assignment, Page, page_of
+from modules.task_store.room import TaskRoom
 from modules.task_store.rows import ASSIGNMENT_COLUMNS, to_assignment
 from modules.task_store.statements import TOUCH
 
@@ -132,7 +133,7 @@ async def list_assignment_rows(tx: Transaction, statement: Statement, params: Di
     return await tx.all(statement, **params)
 
 
-class Assignments(Store):
+class Assignments(TaskRoom):
     """Assignments of tasks."""
 
     async def assign_task(
@@ -163,7 +164,7 @@ class Assignments(Store):
             AssignmentExistsError: they have a pending or accepted assignment of it, or the id is taken.
         """
         own = new_id() if assignment_id is None else check_identifier(assignment_id, "assignment_id")
-        return await self._executor.run(
+        return await self._change_task(
             assign,
             key_of(self._tenant(tenant_id), check_identifier(task_id, "task_id")),
             own,
@@ -190,7 +191,7 @@ class Assignments(Store):
         key = key_of(self._tenant(tenant_id), check_identifier(task_id, "task_id"))
         own = check_identifier(assignment_id, "assignment_id")
         actor = check_optional_id(actor_id, "actor_id")
-        return await self._executor.run(move, key, own, check_assignment_status(status), actor)
+        return await self._change_task(move, key, own, check_assignment_status(status), actor)
 
     async def list_assignments(
         self,

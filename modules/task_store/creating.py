@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
-from modules.storage.operations import Store, Transaction, write
+from modules.storage.operations import Transaction, write
 from modules.storage.statements import Row
 from modules.store_common.arguments import check_optional_id
 from modules.store_common.errors import IdempotencyConflictError
@@ -16,6 +16,7 @@ from modules.task_store.links import ADD_LINK, check_circles, hold
 from modules.task_store.models import FINAL, FREE_MOVES
 from modules.task_store.noting import key_of, tell
 from modules.task_store.records import NewTask, Task
+from modules.task_store.room import TaskRoom
 from modules.task_store.rows import to_task
 from modules.task_store.statements import (
     ADD_EVENT,
@@ -166,7 +167,7 @@ def _check_graph(tasks: Sequence[EncodedTask]) -> None:
     check_circles(parents, "have as its parent")
 
 
-class Creating(Store):
+class Creating(TaskRoom):
     """Creating tasks."""
 
     async def create_task(
@@ -234,7 +235,7 @@ class Creating(Store):
         )
         tenant, encoded = self._tenant(tenant_id), encode_task(given)
         actor = check_optional_id(actor_id, "actor_id")
-        return (await self._executor.run(create, tenant, [encoded], actor))[0]
+        return (await self._create(tenant, [encoded], actor))[0]
 
     async def create_tasks(
         self,
@@ -258,4 +259,9 @@ class Creating(Store):
         tenant, encoded = self._tenant(tenant_id), encode_tasks(tasks)
         actor = check_optional_id(actor_id, "actor_id")
         _check_graph(encoded)
-        return await self._executor.run(create, tenant, encoded, actor) if encoded else []
+        return await self._create(tenant, encoded, actor) if encoded else []
+
+    async def _create(self, tenant: str, encoded: List[EncodedTask], actor: Optional[str]) -> List[Task]:
+        made = await self._executor.run(create, tenant, encoded, actor)
+        self._wake_subscribers(tenant)
+        return made

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from sqlalchemy import BigInteger, String, bindparam, select
 
-from modules.storage.operations import Store, Transaction, read, write
+from modules.storage.operations import Transaction, read, write
 from modules.storage.statements import Row, Statement
 from modules.store_common.arguments import check_limit, check_optional_id
 from modules.store_common.cursors import decode_cursor, encode_cursor
@@ -16,6 +16,7 @@ from modules.task_store.links import ADD_LINK, REMOVE_LINK, hold, lock_graph, re
 from modules.task_store.models import FINAL, TaskDependencyRow, TaskRow
 from modules.task_store.noting import Key, change, key_of, lock_task
 from modules.task_store.records import Dependency, Page, page_of
+from modules.task_store.room import TaskRoom
 from modules.task_store.statements import SET_OPEN
 
 __all__ = ["LIST_DEPENDENCIES", "LIST_DEPENDENTS", "Dependencies", "add", "links", "remove", "to_dependency"]
@@ -87,7 +88,7 @@ async def remove(tx: Transaction, key: Key, depends_on_id: str, actor_id: Option
     return True
 
 
-class Dependencies(Store):
+class Dependencies(TaskRoom):
     """Dependencies between tasks."""
 
     async def add_dependency(
@@ -112,7 +113,7 @@ class Dependencies(Store):
             TaskFinishedError: the task is done or cancelled.
         """
         key, other = self._link(task_id, depends_on_id, tenant_id)
-        return await self._executor.run(add, key, other, check_optional_id(actor_id, "actor_id"))
+        return await self._change_task(add, key, other, check_optional_id(actor_id, "actor_id"))
 
     async def remove_dependency(
         self,
@@ -131,7 +132,7 @@ class Dependencies(Store):
             TaskNotFoundError: this tenant has no such task.
         """
         key, other = self._link(task_id, depends_on_id, tenant_id)
-        return await self._executor.run(remove, key, other, check_optional_id(actor_id, "actor_id"))
+        return await self._change_task(remove, key, other, check_optional_id(actor_id, "actor_id"))
 
     async def list_dependencies(
         self,

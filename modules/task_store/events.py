@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional
 
 from sqlalchemy import BigInteger, String, bindparam, select
 
-from modules.storage.operations import Store, Transaction, read, write
+from modules.storage.operations import Transaction, read, write
 from modules.storage.statements import Row, Statement
 from modules.store_common.arguments import check_limit, check_optional_id
 from modules.store_common.cursors import decode_cursor, encode_cursor
@@ -18,6 +18,7 @@ from modules.task_store.links import CHILDREN
 from modules.task_store.models import EVENT_TYPES, TaskEventRow
 from modules.task_store.noting import Key, change, key_of, lock_task
 from modules.task_store.records import Page, TaskDetails, TaskEvent, page_of
+from modules.task_store.room import TaskRoom
 from modules.task_store.rows import EVENT_COLUMNS, to_assignment, to_event, to_task
 from modules.task_store.statements import GET_TASK, TOUCH
 
@@ -80,7 +81,7 @@ async def details(tx: Transaction, key: Key, events: int) -> Optional[TaskDetail
     )
 
 
-class Events(Store):
+class Events(TaskRoom):
     """Events and comments."""
 
     async def add_comment(
@@ -105,7 +106,7 @@ class Events(Store):
         if not check_text(text, "text").strip():
             raise InvalidValueError("text must not be blank")
         key = key_of(self._tenant(tenant_id), check_identifier(task_id, "task_id"))
-        return await self._executor.run(comment, key, text, check_optional_id(actor_id, "actor_id"))
+        return await self._change_task(comment, key, text, check_optional_id(actor_id, "actor_id"))
 
     async def list_events(
         self,

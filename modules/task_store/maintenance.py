@@ -155,12 +155,15 @@ class TaskMaintenance:
         handler: EventHandler,
         *,
         follow: bool = True,
-        poll_seconds: float = 1.0,
+        poll_seconds: Optional[float] = None,
         lease_seconds: float = 60.0,
     ) -> int:
-        """Call `handler` with the events of every tenant, as `TaskStore.handle_events` does with those of one."""
-        subscriber = TaskSubscriber(self._executor, ALL_TENANTS, name, lease_seconds)
-        return await subscriber.handle(handler, poll_seconds, follow)
+        """Call `handler` with the events of every tenant, as `TaskStore.handle_events` does with those of one.
+
+        Nobody wakes it: it looks every `poll_seconds`, by default every second.
+        """
+        subscriber = TaskSubscriber(self._executor, ALL_TENANTS, name, lease_seconds, poll_seconds)
+        return await subscriber.handle(handler, follow)
 
     async def _retain(self, tenant_id: str, days: float) -> int:
         await self._executor.run(purge_graves, tenant_id, max(days, _GRAVE_DAYS))

@@ -12,12 +12,12 @@ import asyncio
 import inspect
 import logging
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import AsyncGenerator, AsyncIterator, Awaitable, Callable, List, Optional, Union
 
 from sqlalchemy import BigInteger, String, bindparam, select
 
-from modules.storage.operations import Executor, Store, Transaction, read
+from modules.storage.operations import Executor, Transaction, read
 from modules.storage.outbox_queue import OutboxEntry, SubscriberQueue
 from modules.storage.statements import Statement
 from modules.store_common.backoff import full_jitter
@@ -25,6 +25,7 @@ from modules.store_common.errors import InvalidValueError, StorageError
 from modules.task_store.models import TaskEventRow
 from modules.task_store.noting import topic_of
 from modules.task_store.records import TaskEvent
+from modules.task_store.room import TaskRoom, WakeUps
 from modules.task_store.rows import EVENT_COLUMNS, to_event
 
 __all__ = ["EventHandler", "Subscriptions", "TaskSubscriber", "unread"]
@@ -47,6 +48,8 @@ _UNREAD = Statement(
 )
 # Tasks taken at once: few, so that a slow subscriber does not hold what others could do.
 _TASKS_AT_ONCE = 20
+# How often to look when nobody tells of changes, in seconds.
+_POLL_S = 1.0
 # Bounds of the pause after the database was away, in seconds.
 _BASE_S = 0.5
 _CAP_S = 30.0
@@ -69,64 +72,107 @@ class TaskSubscriber:
         topic: Of one tenant, or of all.
         name: The subscriber's.
         lease_seconds: How long tasks that were taken and not worked off stay with this process.
+        poll_seconds: How often to look for more; None: as often as the wake-ups suggest.
+        wakeups: Tells of changes; None: they are found by looking.
     """
 
-    def __init__(self, executor: Executor, topic: str, name: str, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        topic: str,
+        name: str,
+        lease_seconds: float,
+        poll_seconds: Optional[float] = None,
+        wakeups: Optional[WakeUps] = None,
+    ) -> None:
+        if poll_seconds is not None and not 0 < poll_seconds <= 86_400:
+            raise InvalidValueError("poll_seconds must be more than 0 and at most 86,400")
         if not 0 < lease_seconds <= 86_400:
             raise InvalidValueError("lease_seconds must be more than 0 and at most 86,400")
         self._executor = executor
         self._queue = SubscriberQueue(executor, topic, name)
+        self._topic = topic
         self._lease_s = lease_seconds
+        self._poll_s = poll_seconds
+        self._wakeups = wakeups
+        self._failing = False
 
-    async def stream(self, poll_seconds: float, follow: bool) -> AsyncGenerator[TaskEvent, None]:
+    async def stream(self, follow: bool) -> AsyncGenerator[TaskEvent, None]:
         """Iterate over the events; one counts as worked off when the next is asked for."""
         await self._queue.subscribe()
-        while True:
-            taken = await self._take()
-            if not taken and not follow:
-                return
-            if not taken:
-                await asyncio.sleep(poll_seconds)
-            while taken:
-                entry = taken[0]
-                done = entry.applied
-                finished = False
-                try:
-                    for event in await self._executor.run(unread, entry):
-                        yield event
-                        done = event.sequence
-                    finished = True
-                finally:
-                    if not finished:
-                        with suppress(StorageError):
-                            # what cannot be given back now is free when its lease ends
-                            await self._leave(entry, done, taken[1:])
-                await self._queue.finish([entry])
-                taken = await self._still_held(taken[1:])
+        async with self._listening(follow) as pause:
+            while True:
+                taken = await self._take()
+                if not taken:
+                    if not follow:
+                        return
+                    await pause()
+                while taken:
+                    entry = taken[0]
+                    done = entry.applied
+                    finished = False
+                    try:
+                        for event in await self._executor.run(unread, entry):
+                            yield event
+                            done = event.sequence
+                        finished = True
+                    finally:
+                        if not finished:
+                            with suppress(StorageError):
+                                # what cannot be given back now is free when its lease ends
+                                await self._leave(entry, done, taken[1:])
+                    await self._queue.finish([entry])
+                    taken = await self._still_held(taken[1:])
 
-    async def handle(self, handler: EventHandler, poll_seconds: float, follow: bool) -> int:
+    async def handle(self, handler: EventHandler, follow: bool) -> int:
         """Call `handler` with each event; returns how many it has worked off."""
         await self._queue.subscribe()
         count, failures = 0, 0
-        while True:
-            try:
-                taken = await self._take()
-                count += await self._work(taken, handler)
-                failures = 0
-            except StorageError as exc:
-                if not follow or not exc.retryable:
-                    raise
-                failures += 1
-                logger.warning(
-                    "storage.tasks.subscriber_waits",
-                    extra={"store": "tasks", "error_type": type(exc).__name__, "attempt": failures},
-                )
-                await asyncio.sleep(full_jitter(failures, base_s=_BASE_S, cap_s=_CAP_S))
-                continue
-            if not taken:
-                if not follow:
-                    return count
-                await asyncio.sleep(poll_seconds)
+        async with self._listening(follow) as pause:
+            while True:
+                try:
+                    taken = await self._take()
+                    count += await self._work(taken, handler)
+                    failures = 0
+                except StorageError as exc:
+                    if not follow or not exc.retryable:
+                        raise
+                    failures += 1
+                    logger.warning(
+                        "storage.tasks.subscriber_waits",
+                        extra={"store": "tasks", "error_type": type(exc).__name__, "attempt": failures},
+                    )
+                    await asyncio.sleep(full_jitter(failures, base_s=_BASE_S, cap_s=_CAP_S))
+                    continue
+                if not taken:
+                    if not follow:
+                        return count
+                    await pause()
+
+    @asynccontextmanager
+    async def _listening(self, follow: bool) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Give what waits until there may be more: for a wake-up, and at most as long as `_patience_s` says."""
+        if self._wakeups is None or not follow:
+            yield self._wait_alone
+            return
+        async with self._wakeups.subscribe(self._topic) as subscription:
+
+            async def wait() -> None:
+                await subscription.wait(self._patience_s)
+
+            yield wait
+
+    async def _wait_alone(self) -> None:
+        await asyncio.sleep(self._patience_s)
+
+    @property
+    def _patience_s(self) -> float:
+        """Seconds until the next look: nobody wakes for what is tried again after a handler failed."""
+        if self._poll_s is not None:
+            return self._poll_s
+        if self._wakeups is None or self._failing:
+            return _POLL_S
+        return max(_POLL_S, self._wakeups.poll_s)
 
     async def unsubscribe(self) -> bool:
         """Forget the subscriber."""
@@ -176,6 +222,7 @@ class TaskSubscriber:
                     "storage.tasks.subscriber_failed",
                     extra={"store": "tasks", "entity_id": entry.key, "attempt": entry.attempts + 1},
                 )
+                self._failing = True
                 if done > entry.applied:
                     await self._queue.finish_up_to(entry, done)
                 else:
@@ -186,7 +233,7 @@ class TaskSubscriber:
         return count
 
 
-class Subscriptions(Store):
+class Subscriptions(TaskRoom):
     """Events for subscribers."""
 
     async def subscribe(
@@ -194,7 +241,7 @@ class Subscriptions(Store):
         name: str,
         *,
         follow: bool = True,
-        poll_seconds: float = 1.0,
+        poll_seconds: Optional[float] = None,
         lease_seconds: float = 60.0,
         tenant_id: Optional[str] = None,
     ) -> AsyncIterator[TaskEvent]:
@@ -208,7 +255,8 @@ class Subscriptions(Store):
         Args:
             name: The subscriber's.
             follow: Wait for more when all are read; False ends the iteration there.
-            poll_seconds: How often is looked for more.
+            poll_seconds: How often is looked for more, should a wake-up be missed; None: every 5 s on PostgreSQL while
+                it tells of changes, else every second (on SQLite other processes cannot be heard).
             lease_seconds: After so long, tasks whose events were taken and not worked off (the process died, or was
                 slower than that) go to whoever asks.
             tenant_id: Whose; see `TenantPolicy`.
@@ -217,7 +265,7 @@ class Subscriptions(Store):
             StorageError: the database is away; iterate again, it goes on where this ended.
         """
         subscriber = self._subscriber(name, tenant_id, lease_seconds, poll_seconds)
-        events = subscriber.stream(poll_seconds, follow)
+        events = subscriber.stream(follow)
         try:
             async for event in events:
                 yield event
@@ -230,7 +278,7 @@ class Subscriptions(Store):
         handler: EventHandler,
         *,
         follow: bool = True,
-        poll_seconds: float = 1.0,
+        poll_seconds: Optional[float] = None,
         lease_seconds: float = 60.0,
         tenant_id: Optional[str] = None,
     ) -> int:
@@ -252,15 +300,14 @@ class Subscriptions(Store):
             How many events were worked off.
         """
         subscriber = self._subscriber(name, tenant_id, lease_seconds, poll_seconds)
-        return await subscriber.handle(handler, poll_seconds, follow)
+        return await subscriber.handle(handler, follow)
 
     async def unsubscribe(self, name: str, *, tenant_id: Optional[str] = None) -> bool:
         """Forget a subscriber and what it has not read; whether there was one."""
-        return await self._subscriber(name, tenant_id, 1.0, 1.0).unsubscribe()
+        return await self._subscriber(name, tenant_id, 1.0, None).unsubscribe()
 
     def _subscriber(
-        self, name: str, tenant_id: Optional[str], lease_seconds: float, poll_seconds: float
+        self, name: str, tenant_id: Optional[str], lease_seconds: float, poll_seconds: Optional[float]
     ) -> TaskSubscriber:
-        if not 0 < poll_seconds <= 86_400:
-            raise InvalidValueError("poll_seconds must be more than 0 and at most 86,400")
-        return TaskSubscriber(self._executor, topic_of(self._tenant(tenant_id)), name, lease_seconds)
+        topic = topic_of(self._tenant(tenant_id))
+        return TaskSubscriber(self._executor, topic, name, lease_seconds, poll_seconds, self._wakeups)

@@ -8,7 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 from sqlalchemy import String, bindparam, delete, insert
 
 from modules.storage.columns import JsonValue, utc_now
-from modules.storage.operations import Store, Transaction, read, write
+from modules.storage.operations import Transaction, read, write
 from modules.storage.statements import Statement
 from modules.store_common.arguments import (
     KEEP,
@@ -42,6 +42,7 @@ from modules.task_store.models import (
 )
 from modules.task_store.noting import Key, change, key_of, lock_task, tell
 from modules.task_store.records import Task
+from modules.task_store.room import TaskRoom
 from modules.task_store.rows import to_task
 from modules.task_store.statements import (
     ADD_TAG,
@@ -217,7 +218,7 @@ async def delete_one(tx: Transaction, key: Key, actor_id: Optional[str]) -> bool
     return await remove(tx, key, actor_id)
 
 
-class Tasks(Store):
+class Tasks(TaskRoom):
     """Single tasks."""
 
     async def get_task(self, task_id: str, *, tenant_id: Optional[str] = None) -> Optional[Task]:
@@ -282,9 +283,7 @@ class Tasks(Store):
         fields = encode_changes({name: value for name, value in given.items() if value is not KEEP})
         key = self._task_key(tenant_id, task_id)
         expected = check_optional_integer(expected_version, "expected_version")
-        return await self._executor.run(
-            update, key, fields, expected, check_optional_id(actor_id, "actor_id")
-        )
+        return await self._change_task(update, key, fields, expected, check_optional_id(actor_id, "actor_id"))
 
     async def transition_task(
         self,
@@ -312,7 +311,7 @@ class Tasks(Store):
             TaskTransitionError: there is no such move from where it is; names both states.
             TaskDependencyError: it waits for others, and the move is neither to draft nor to cancelled; names them.
         """
-        return await self._executor.run(
+        return await self._change_task(
             transition,
             self._task_key(tenant_id, task_id),
             check_status(status),
@@ -333,7 +332,7 @@ class Tasks(Store):
             Whether it was there.
         """
         key = self._task_key(tenant_id, task_id)
-        return await self._executor.run(delete_one, key, check_optional_id(actor_id, "actor_id"))
+        return await self._change_task(delete_one, key, check_optional_id(actor_id, "actor_id"))
 
     def _task_key(self, tenant_id: Optional[str], task_id: str) -> Key:
         return key_of(self._tenant(tenant_id), check_identifier(task_id, "task_id"))

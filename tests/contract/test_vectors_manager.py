@@ -300,18 +300,16 @@ async def test_health_sees_a_missing_table(storage: Any, backend: str) -> None:
     assert (await storage.verify_stores())["vector_store"] is False
 
 
-async def test_health_opens_a_remote_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: Any) -> None:
-    from modules.storage.vectors.chroma import ChromaProvider
+async def test_health_opens_a_remote_store_and_says_why_it_cannot(tmp_path: Path) -> None:
+    pytest.importorskip("chromadb", minversion="1", reason="the package chromadb is not installed")
+    from tests.support.cluster import free_port
 
-    async def away(self: Any) -> None:
-        raise VectorUnavailableError("the Chroma server at c:1 does not answer")
-
-    monkeypatch.setattr(ChromaProvider, "initialize", away)
-    vectors = {"backend": "chroma", "chroma_host": "c", "chroma_port": 1}
+    vectors = {"backend": "chroma", "chroma_host": "127.0.0.1", "chroma_port": free_port()}
     async with StorageManager({"sql": {"path": str(tmp_path / "x.db")}, "vectors": vectors}) as storage:
         health = await storage.health_check()
         assert health.unhealthy_components == ["vector_store"]
-        assert "c:1" in health.vector_store.message  # type: ignore[union-attr]
+        assert health.vector_store is not None
+        assert "could not be reached" in health.vector_store.message
         with pytest.raises(VectorUnavailableError):
             await storage.vectors.list_collections()
 

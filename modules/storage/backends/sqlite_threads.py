@@ -13,6 +13,7 @@ import logging
 import queue
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -41,7 +42,7 @@ _Special = Union["BareTurn", "WriterTurn"]
 _Item = Union[Call, _Special, None]
 
 
-class DatabaseThread:
+class DatabaseThread(ABC):
     """A thread that owns one connection and a bounded queue of calls."""
 
     def __init__(self, name: str, connect: Callable[[], sqlite3.Connection], queue_size: int) -> None:
@@ -158,7 +159,7 @@ class DatabaseThread:
                 special.serve(connection)
             self._after_work()
 
-    def _after_work(self) -> None:
+    def _after_work(self) -> None:  # noqa: B027 - a reader has nothing to do then
         """Do what is to be done once the callers have their answers."""
 
     def _sleep(self) -> None:
@@ -203,8 +204,9 @@ class DatabaseThread:
             self._current = calls
             self._stopping = False
 
+    @abstractmethod
     def _run_batch(self, connection: sqlite3.Connection, calls: Sequence[Call]) -> List[Outcome]:
-        raise NotImplementedError
+        """Run calls that wait, and return how each ended, in their order."""
 
     def _attempt(self, tx: SQLiteTransaction, call: Call) -> Outcome:
         self.set_current(call)

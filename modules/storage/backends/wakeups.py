@@ -19,6 +19,7 @@ import threading
 from types import TracebackType
 from typing import Dict, FrozenSet, List, Optional, Set, Type
 
+from modules.store_common.deadlines import within
 from modules.store_common.errors import InvalidValueError, NotInitializedError
 from modules.store_common.values import check_identifier
 
@@ -26,7 +27,8 @@ __all__ = ["Subscription", "Wakeups"]
 
 # How often to look when nobody tells of other processes' work, in seconds.
 _POLL_ALONE_S = 0.5
-_MOST_CHANNELS = 1000
+# More than the 1,000 queues that a worker may have: it is told of other things, too.
+_MOST_CHANNELS = 1024
 
 
 class Subscription:
@@ -77,7 +79,7 @@ class Subscription:
             self._wakeups._require_open()
             limit = self._wakeups.poll_s if timeout_s is None else max(0.0, timeout_s)
             try:
-                await asyncio.wait_for(self._event.wait(), limit)
+                await within(self._event.wait(), limit)
             except asyncio.TimeoutError:
                 return frozenset()
         self._event.clear()
@@ -123,7 +125,7 @@ class Wakeups:
         return _POLL_ALONE_S
 
     def subscribe(self, *channels: str) -> Subscription:
-        """Return a subscription to 1 to 1,000 channels; enter it with `async with`."""
+        """Return a subscription to 1 to 1,024 channels; enter it with `async with`."""
         if not 1 <= len(channels) <= _MOST_CHANNELS:
             raise InvalidValueError(f"a subscription has 1 to {_MOST_CHANNELS:,} channels")
         for channel in channels:
