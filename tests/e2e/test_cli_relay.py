@@ -1,4 +1,7 @@
-"""`atlas-storage relay` as a process with Chroma as its target: delivers until SIGTERM, and loses nothing when that comes."""
+"""`atlas-storage relay` as a process with Chroma as its target: delivers until SIGTERM, and loses nothing when that comes.
+
+On SQLite; with ATLAS_TEST_FULL=1 on PostgreSQL, too: three processes load Chroma for each.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,19 @@ _PATIENCE_S = 60.0
 _DELIVERY_S = 5.0
 
 
-@pytest.fixture
-def chroma_on(cli_on: Any) -> Any:
+_DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+
+
+@pytest.fixture(params=_DATABASES if os.environ.get("ATLAS_TEST_FULL") else _DATABASES[:1])
+def chroma_on(request: pytest.FixtureRequest, cli: Any, databases: Any) -> Any:
     pytest.importorskip("chromadb", reason="the package chromadb is not installed")
-    directory = cli_on.directory / "chroma"
-    cli_on.environment["ATLAS_VECTOR_BACKEND"] = "chroma"
-    cli_on.environment["ATLAS_VECTOR_CHROMA_PERSIST_DIRECTORY"] = str(directory)
+    cli.url = databases.url(request.param, migrated=True)
+    directory = cli.directory / "chroma"
+    cli.environment["ATLAS_VECTOR_BACKEND"] = "chroma"
+    cli.environment["ATLAS_VECTOR_CHROMA_PERSIST_DIRECTORY"] = str(directory)
     vectors = {"backend": "chroma", "chroma_persist_directory": str(directory)}
-    cli_on.settings = {"sql": {"url": cli_on.url}, "vectors": vectors, "outbox": {"relay": False}}
-    return cli_on
+    cli.settings = {"sql": {"url": cli.url}, "vectors": vectors, "outbox": {"relay": False}}
+    return cli
 
 
 async def _stage(storage: StorageManager, first: int, count: int) -> None:
