@@ -202,12 +202,18 @@ async def pool(settings: Any, leaks: LeakWatch, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture
+def background() -> bool:
+    """Whether `storage` does upkeep by itself; a module whose tests do that by hand, and count it, overrides this."""
+    return True
+
+
+@pytest.fixture
 async def storage(
-    migrated_settings: Any, leaks: LeakWatch, request: pytest.FixtureRequest
+    migrated_settings: Any, leaks: LeakWatch, request: pytest.FixtureRequest, background: bool
 ) -> AsyncIterator[Any]:
     from modules.storage.manager import StorageManager
 
-    made = StorageManager(migrated_settings)
+    made = StorageManager(migrated_settings, background=background)
     leaks.database(migrated_settings.sql.get_url(), _server_or_none(request, migrated_settings))
     await made.initialize()
     try:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, sessionmaker
 
+    from modules.storage.backends.postgresql_connection import PostgresOptions
     from modules.storage.backends.postgresql_executor import PostgresExecutor
     from modules.storage.backends.sqlite_executor import SQLiteExecutor
 
@@ -246,12 +247,18 @@ def _postgres_executor(settings: SQLBackendSettings) -> PostgresExecutor:
     try:
         from modules.storage.backends.postgresql_connection import PostgresOptions
         from modules.storage.backends.postgresql_executor import PoolLimits, PostgresExecutor
+        from modules.storage.backends.postgresql_tls import TLSOptions
     except ImportError as exc:
         raise MissingDependencyError("asyncpg", "postgres") from exc
+    tls = TLSOptions(settings.effective_tls_mode.value, **settings.get_tls_files())
+    if not (tls.verifies or settings.is_local):
+        # somebody between here and there may read everything, the password included
+        logger.warning(
+            "storage.postgresql.server_not_verified", extra={"backend": "postgresql", "detail": tls.mode}
+        )
     options = PostgresOptions(
         dsn=settings.get_driver_url(),
-        tls_mode=settings.effective_tls_mode.value,
-        tls_ca_file=settings.tls_ca_file,
+        tls=tls,
         application_name=settings.application_name,
         connect_timeout_s=settings.connect_timeout_s,
         command_timeout_s=settings.command_timeout_s,
@@ -279,17 +286,13 @@ def _create_engine(settings: SQLBackendSettings, executor: Union[SQLiteExecutor,
         import psycopg  # noqa: F401
     except ImportError as exc:
         raise MissingDependencyError("psycopg", "postgres") from exc
+    options: PostgresOptions = executor.options  # type: ignore[assignment]
     connect_args: Dict[str, Any] = {
         "connect_timeout": max(2, int(settings.connect_timeout_s)),
         "application_name": settings.application_name,
-        "sslmode": settings.effective_tls_mode.value,
+        **options.tls.for_libpq(),
     }
-    if settings.tls_ca_file is not None:
-        connect_args["sslrootcert"] = settings.tls_ca_file
-    elif settings.effective_tls_mode.value.startswith("verify"):
-        # libpq looks for a file in the home directory otherwise; this names the system's authorities (libpq 16)
-        connect_args["sslrootcert"] = "system"
-    if executor.options.transaction_pooling:  # type: ignore[union-attr]
+    if options.transaction_pooling:
         connect_args["prepare_threshold"] = None
     return create_engine(
         settings.get_driver_url("psycopg"), connect_args=connect_args, **settings.pool.to_engine_kwargs()

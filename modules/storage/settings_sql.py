@@ -143,6 +143,15 @@ class SQLBackendSettings(Section):
             return TLSMode.PREFER if option == "allow" else TLSMode(option)
         return TLSMode.PREFER if self.is_local else TLSMode.VERIFY_FULL
 
+    def get_tls_files(self) -> dict[str, Optional[str]]:
+        """The files that TLS needs, by the names of `TLSOptions`: `tls_ca_file` and those that the URL names.
+
+        Holds the password of the client's key, if the URL has one: a secret, not for logs.
+        """
+        parsed = self._parsed()
+        found = {name: parsed.option(option) if parsed else None for name, option in _TLS_FILES.items()}
+        return {**found, "ca_file": self.tls_ca_file or found["ca_file"]}
+
     def get_url(self) -> str:
         """The URL with the real password: a secret, not for logs.
 
@@ -195,7 +204,20 @@ def _one_sqlite_file(data: dict[str, Any]) -> None:
         )
 
 
+#: What `TLSOptions` calls the parameters of a URL.
+_TLS_FILES = {
+    "ca_file": "sslrootcert",
+    "cert_file": "sslcert",
+    "key_file": "sslkey",
+    "key_password": "sslpassword",
+    "crl_file": "sslcrl",
+}
+
+
 def _check_tls(data: Mapping[str, Any], parsed: ParsedUrl) -> None:
+    authority, ca_file = parsed.option("sslrootcert"), data.get("tls_ca_file")
+    if authority is not None and ca_file not in (None, authority):
+        raise SettingsError("contradicts the sslrootcert in the URL; give one of them", key="tls_ca_file")
     option = parsed.option("sslmode")
     if option is None:
         return

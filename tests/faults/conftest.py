@@ -9,6 +9,9 @@ import pytest
 from tests.support.cluster import Cluster, temporary_cluster
 from tests.support.postgres import migrate
 
+# The role `checked` must give its password over TCP; nobody else is asked for one.
+RULES = ["host all checked 127.0.0.1/32 scram-sha-256"]
+
 
 class OwnServer:
     """A private server; each test gets a migrated database on it."""
@@ -37,7 +40,7 @@ class OwnServer:
 @pytest.fixture(scope="session")
 def _own_server(_postgres_server: Any) -> Iterator[Any]:
     try:
-        with temporary_cluster() as cluster:
+        with temporary_cluster(rules=RULES) as cluster:
             yield OwnServer(cluster)
     except ImportError as exc:
         yield exc

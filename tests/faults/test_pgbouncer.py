@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
-import time
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Iterator
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,80 +12,19 @@ from modules.job_store.errors import JobLeaseLostError
 from modules.storage.manager import StorageManager
 from modules.store_common.errors import NotFoundError
 from tests.support.arguments import seed_tasks, store_calls
-from tests.support.cluster import free_port
+from tests.support.pooler import pooler
 
 pytestmark = pytest.mark.postgresql
 
-INI = """
-[databases]
-* = {target}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 4
-max_client_conn = 200
-ignore_startup_parameters = extra_float_digits
-logfile = {directory}/log
-pidfile = {directory}/pid
-"""
 
-
-def _target(url: str) -> str:
-    parts = urlsplit(url)
-    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    host, port = query.get("host") or parts.hostname, query.get("port") or parts.port or 5432
-    password = f" password={parts.password}" if parts.password else ""
-    return f"host={host} port={port} user={parts.username or 'postgres'}{password}"
-
-
-@contextmanager
-def _pooler(program: str, server_url: str) -> Iterator[int]:
-    port = free_port()
-    # not pytest's directory, which is closed to the user that pgbouncer runs as
-    directory = Path(tempfile.mkdtemp(prefix="atlas-pgb-"))
-    directory.chmod(0o777)
-    ini = directory / "pgbouncer.ini"
-    ini.write_text(INI.format(target=_target(server_url), port=port, directory=directory))
-    ini.chmod(0o644)
-    command = [program, str(ini)]
-    if os.geteuid() == 0:
-        command[1:1] = ["-u", "nobody"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait_for_port(port, process)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(10)
-            shutil.rmtree(directory)
-
-
-def _wait_for_port(port: int, process: Any) -> None:
-    import socket
-
-    end = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            assert process.poll() is None, "pgbouncer did not start"
-            assert time.monotonic() < end, "pgbouncer does not listen"
-            time.sleep(0.01)
-        else:
-            return
-
-
-@pytest.mark.parametrize("pooler", ["auto", "transaction"])
+@pytest.mark.parametrize("told", ["auto", "transaction"])
 async def test_stores_through_the_pooler(
-    pgbouncer: str, postgres: Any, databases: Any, leaks: Any, pooler: str
+    pgbouncer: str, postgres: Any, databases: Any, leaks: Any, told: str
 ) -> None:
     name = urlsplit(databases.url("postgresql", migrated=True)).path[1:]
-    with _pooler(pgbouncer, postgres.url) as port:
+    with pooler(pgbouncer, postgres.url) as port:
         url = f"postgresql://postgres@127.0.0.1:{port}/{name}"
-        async with StorageManager({"sql": {"url": url, "pooler": pooler}}) as manager:
+        async with StorageManager({"sql": {"url": url, "pooler": told}}) as manager:
             await manager.ensure_schemas()
             assert manager.executor.options.transaction_pooling  # type: ignore[attr-defined]
             await manager.conversations.create_conversation("c")

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from tests.support.postgres import server_directory
 
@@ -80,14 +80,18 @@ class Cluster:
     Args:
         directory: An existing empty directory with a short path (Unix sockets allow about 100 characters).
         configuration: Lines of postgresql.conf over `CONFIGURATION`.
+        rules: Lines of pg_hba.conf, before the one that lets everyone in.
     """
 
-    def __init__(self, directory: Path, configuration: Optional[Dict[str, str]] = None) -> None:
+    def __init__(
+        self, directory: Path, configuration: Optional[Dict[str, str]] = None, rules: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         self.data = directory / "data"
         self.log = directory / "log"
         self.port = free_port()
         self.configuration = {**CONFIGURATION, **(configuration or {})}
+        self.rules = rules
         self.process: Optional[subprocess.Popen[bytes]] = None
         self._credentials = _credentials()
         self._binaries: Optional[Path] = None
@@ -107,6 +111,8 @@ class Cluster:
         lines = [f"{name} = {value}" for name, value in self.configuration.items()]
         with (self.data / "postgresql.conf").open("a") as file:
             file.write("\n".join(["", *lines, ""]))
+        admission = self.data / "pg_hba.conf"
+        admission.write_text("\n".join([*self.rules, admission.read_text()]))
 
     @property
     def binaries(self) -> Path:
@@ -221,10 +227,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def temporary_cluster(configuration: Optional[Dict[str, str]] = None) -> Iterator[Cluster]:
-    """Run a server of one's own for the time of the block."""
+def temporary_cluster(
+    configuration: Optional[Dict[str, str]] = None, rules: Sequence[str] = ()
+) -> Iterator[Cluster]:
+    """Run a server of one's own for the time of the block; see `Cluster`."""
     directory = Path(tempfile.mkdtemp(prefix="atlas-pg-", dir=server_directory()))
-    cluster = Cluster(directory, configuration)
+    cluster = Cluster(directory, configuration, rules)
     try:
         cluster.create()
         cluster.start()

@@ -183,6 +183,15 @@ def test_sslmode_of_the_url_counts_and_may_not_be_contradicted() -> None:
     assert caught.value.key == "tls_mode"
 
 
+def test_an_authority_in_the_url_counts_and_may_not_be_contradicted() -> None:
+    url = "postgresql://db.example.com/x?sslrootcert=/ca.pem&sslcert=/me.pem"
+    assert SQLBackendSettings(url=url).get_tls_files()["ca_file"] == "/ca.pem"
+    assert SQLBackendSettings(url=url, tls_ca_file="/ca.pem").get_tls_files()["cert_file"] == "/me.pem"
+    with pytest.raises(SettingsError) as caught:
+        SQLBackendSettings(url=url, tls_ca_file="/other.pem")
+    assert caught.value.key == "tls_ca_file"
+
+
 def test_only_known_parameters_are_shown() -> None:
     safe = SQLBackendSettings(
         url="postgresql://u:p@h/db?sslmode=require&sslpassword=canary&password=canary&options=canary"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Literal, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 import asyncpg
 
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
+from modules.storage.backends.postgresql_tls import TLSOptions
 from modules.store_common.deadlines import within
 from modules.store_common.errors import DeadlineExceededError, StatementError, UnavailableError
 
@@ -26,8 +26,7 @@ class PostgresOptions:
 
     Attributes:
         dsn: The URL with its secret; never shown.
-        tls_mode: disable, prefer, require, verify-ca or verify-full (as libpq's sslmode).
-        tls_ca_file: PEM file of trusted authorities; None: the system's.
+        tls: How it is protected, and whom it believes.
         application_name: Shown in `pg_stat_activity`.
         connect_timeout_s: Longest time to open a connection, in seconds.
         command_timeout_s: The server ends a statement after this many seconds, too.
@@ -36,8 +35,7 @@ class PostgresOptions:
     """
 
     dsn: str = field(repr=False)
-    tls_mode: str = "prefer"
-    tls_ca_file: Optional[str] = None
+    tls: TLSOptions = field(default_factory=TLSOptions)
     application_name: str = "atlas-storage"
     connect_timeout_s: float = 10.0
     command_timeout_s: float = 30.0
@@ -57,23 +55,6 @@ def remaining(deadline: float) -> float:
             "the PostgreSQL call passed its deadline before its next statement was sent"
         )
     return seconds
-
-
-def _tls(options: PostgresOptions) -> Union[Literal["disable", "prefer", "require"], ssl.SSLContext]:
-    if options.tls_mode == "disable":
-        return "disable"
-    if options.tls_mode == "prefer":
-        return "prefer"
-    if options.tls_mode == "require":
-        return "require"
-    try:
-        context = ssl.create_default_context(cafile=options.tls_ca_file)
-    except OSError as exc:
-        raise UnavailableError(
-            "sql.tls_ca_file cannot be read as a PEM file of certificates; check the path"
-        ) from exc
-    context.check_hostname = options.tls_mode == "verify-full"
-    return context
 
 
 def _server_settings(options: PostgresOptions) -> Dict[str, str]:
@@ -104,7 +85,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
             return await within(
                 asyncpg.connect(
                     options.dsn,
-                    ssl=_tls(options),
+                    ssl=options.tls.for_asyncpg(),
                     timeout=timeout + 1.0,
                     statement_cache_size=0 if options.transaction_pooling else 256,
                     max_cached_statement_lifetime=0,
@@ -122,7 +103,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                 f"PostgreSQL did not answer within {timeout:.1f} s while connecting"
             ) from exc
         except (ValueError, *DRIVER_ERRORS) as exc:
-            if type(exc) is ConnectionError and options.tls_mode not in ("disable", "prefer"):
+            if type(exc) is ConnectionError and options.tls.mode not in ("disable", "prefer"):
                 # asyncpg's own; what the operating system raises is a subclass
                 raise UnavailableError(
                     "the PostgreSQL server does not speak TLS, and sql.tls_mode asks for it; set it up on the server, "

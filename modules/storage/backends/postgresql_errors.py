@@ -39,7 +39,7 @@ _DEADLINE: _Make = lambda: errors.DeadlineExceededError(  # noqa: E731
 _BY_STATE: Dict[str, _Make] = {
     "08P01": lambda: errors.UnavailableError(
         "PostgreSQL, or a pooler in front of it, refused the connection's parameters; behind a pooler set sql.pooler to "
-        "transaction or session"
+        "transaction or session, and if it wants TLS set sql.tls_mode to require or verify-full"
     ),
     "23505": lambda: errors.AlreadyExistsError("a row with this key exists"),
     "25P02": lambda: errors.StatementError(
@@ -48,6 +48,10 @@ _BY_STATE: Dict[str, _Make] = {
     "25P03": _DEADLINE,
     "26000": lambda: errors.StatementError(
         "PostgreSQL lost a prepared statement: a pooler in transaction mode is in front; set sql.pooler to transaction"
+    ),
+    "28000": lambda: errors.PermissionDeniedError(
+        "PostgreSQL refused the user or password, or lets nobody in this way; check sql.username, the server's "
+        "pg_hba.conf, and sql.tls_mode if the server wants TLS"
     ),
     "3D000": lambda: errors.UnavailableError(
         "the PostgreSQL database does not exist; create it, or check sql.database"

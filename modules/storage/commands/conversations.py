@@ -95,7 +95,7 @@ async def search(
     limit: int = typer.Option(10, "--limit", min=1, max=1_000, help="At most so many."),
 ) -> None:
     """Search the messages; the best first. Says on stderr when some may be missing."""
-    async with call.storage(background=False) as storage:
+    async with call.storage() as storage:
         hits = await storage.conversations.search(
             " ".join(text), mode=mode, conversation_id=conversation, role=role, limit=limit
         )

@@ -25,7 +25,7 @@ async def import_command(
     ),
 ) -> Optional[int]:
     """Import conversations: chat lines, ShareGPT, a ChatGPT export, or what `export` wrote. Again adds nothing."""
-    async with call.storage() as storage:
+    async with call.storage(background=True) as storage:
         report = await bring_in(call, storage, file)
     call.out.document(report.to_dict())
     call.out.line(report.summary)

@@ -55,7 +55,7 @@ async def demo(
     }
     with tenant_context(found["tenant"]):
         _heading(call, f"1. Open {found['url']} and bring its schema up to date")
-        async with call.storage() as storage:
+        async with call.storage(background=True) as storage:
             call.out.line(
                 f"   open after {perf_counter() - started:.2f} s; everything here belongs to tenant {found['tenant']!r}"
             )

@@ -27,7 +27,7 @@ async def embed(
     ),
 ) -> Optional[int]:
     """Embed the messages of all tenants that wait for it; exit 1 when the embedder refused some."""
-    async with call.storage(background=False) as storage:
+    async with call.storage() as storage:
         index = storage.semantic_index
         if index is None:
             await _without_embedder(call, storage, forget_former)

@@ -91,12 +91,12 @@ class Invocation:
 
     @asynccontextmanager
     async def storage(
-        self, *, background: bool = True, overrides: Optional[Mapping[str, Any]] = None
+        self, *, background: bool = False, overrides: Optional[Mapping[str, Any]] = None
     ) -> AsyncIterator[StorageManager]:
         """Open the storage for the block, as the tenant of `--tenant`.
 
         Args:
-            background: As for `StorageManager`.
+            background: As for `StorageManager`: for commands that run for long.
             overrides: Settings that this command wants otherwise.
         """
         from modules.storage.manager import StorageManager

@@ -56,7 +56,7 @@ async def serve(
     )
     # whoever serves wants to see; who has said something of telemetry is heeded
     watched = {"telemetry": "metrics"} if settings.sources["telemetry"] == "default" else {}
-    async with call.storage(overrides=watched) as storage:
+    async with call.storage(background=True, overrides=watched) as storage:
         server = HttpServer(storage, settings.server)
         async with _token_for_now(storage, login) as token:
             await server.run(lambda: _tell(call, server, settings.server, token))

@@ -73,7 +73,7 @@ async def _component(settings: StorageSettings, name: str) -> str:
     alone = settings.to_dict(reveal_secrets=True)
     alone["sql"] = {"path": ":memory:"}
     alone["embedder"] = None
-    async with StorageManager(alone) as storage:
+    async with StorageManager(alone, background=False) as storage:
         component = (await storage.health_check()).components.get(name)
     if component is None or component.status in (HealthStatus.UNHEALTHY, HealthStatus.UNKNOWN):
         raise _NotUsableError((component.message if component is not None else "") or "it did not answer")

@@ -46,7 +46,9 @@ async def _check(call: Invocation) -> StorageHealthStatus:
             f"there is no database at {call.settings.sql.get_safe_url()} yet; run: atlas-storage init"
         )
     try:
-        async with StorageManager(call.settings.merged_with({"sql": {"auto_migrate": False}})) as storage:
+        async with StorageManager(
+            call.settings.merged_with({"sql": {"auto_migrate": False}}), background=False
+        ) as storage:
             return await storage.health_check()
     except StorageError as exc:
         return _down(str(exc))

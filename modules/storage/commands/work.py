@@ -73,7 +73,7 @@ async def worker(
         raise CommandUsageError(
             "--queues has an empty name; give names with commas between, such as mail,reports"
         )
-    async with call.storage() as storage:
+    async with call.storage(background=True) as storage:
         made = Worker(
             storage, queues=names, concurrency=concurrency, grace_s=grace, lease_s=lease, timeout_s=timeout, poll_s=poll,
             name=name, tenant_id=call.options.tenant,
@@ -127,7 +127,7 @@ async def scheduler(
     from modules.orchestration import Scheduler
     from modules.orchestration.signals import StopSignals
 
-    async with call.storage() as storage:
+    async with call.storage(background=True) as storage:
         made = Scheduler(storage, poll_s=poll, tenant_id=call.options.tenant)
         record = _record(call) if call.out.as_json else None
         line = _line(call)
