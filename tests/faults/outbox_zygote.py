@@ -36,6 +36,7 @@ from modules.storage.vectors.base import VectorDocument
 from modules.store_common import failpoints
 from modules.store_common.errors import StorageError
 from modules.store_common.tenancy import tenant_context
+from tests.support.leaks import wait_until
 
 _REDELIVER = Statement(
     text(
@@ -185,6 +186,11 @@ class Pair:
         assert uow.result == "first"
         return "committed"
 
+    async def met(self, plan: List[Any]) -> None:
+        """Return when the relay has met what is armed: the database shows its work before the relay knows of it."""
+        with contextlib.suppress(AssertionError):  # then whoever reads the log says which it was
+            await wait_until(lambda: all(failpoints.hits[name] for name, _, _ in plan), _PATIENCE_S / 4)
+
     async def _compensate(self) -> None:
         self.compensated += 1
 
@@ -254,6 +260,7 @@ async def _child(pair: Pair, order: Dict[str, Any]) -> Dict[str, Any]:
                         await pair.prepare(storage)
                         pair.arm(storage, order["plan"], tasks)
                     found = await pair.work(storage, bool(order.get("fails")))
+                    await pair.met(order["plan"])
                 else:
                     found = await pair.recover(storage, time.monotonic())
                 for task in tasks:
