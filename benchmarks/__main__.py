@@ -23,6 +23,7 @@ from benchmarks import (
     postgresql_contest,
     sqlite_contest,
     startup,
+    telemetry,
     vectors_peers,
 )
 from benchmarks.contest import Plan
@@ -60,6 +61,7 @@ PARTS: Dict[str, Part] = {
     "import": importing.run,
     "outbox": outbox.run,
     "start": startup.run,
+    "telemetry": telemetry.run,
     **vectors_peers.PARTS,
 }
 

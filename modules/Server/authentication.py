@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Dict, Set, Tuple
 
+from modules.access_store.errors import TokenRejectedError
 from modules.access_store.records import AccessToken
 from modules.access_store.tokens import TokenKey, key_of
 from modules.store_common.errors import StorageError
@@ -53,6 +54,14 @@ class Authenticator:
         self._known[key] = (token, now + REMEMBERED_S)
         self._note(token, now)
         return token
+
+    async def still_holds(self, key: TokenKey) -> bool:
+        """Return whether the token of `key` is still good: what a stream asks now and then."""
+        try:
+            await self.token_at(key)
+        except TokenRejectedError:
+            return False
+        return True
 
     def forget(self) -> None:
         """Look every token up anew: one was revoked here."""

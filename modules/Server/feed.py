@@ -1,27 +1,31 @@
-"""Streams of new messages: each waits for a wake-up from this process, and looks by itself for what others write."""
+"""Streams of new messages and pages that stay current: each waits for a wake-up, and looks by itself for what nobody told.
+
+What comes in by this API is told by `storage.wakeups`: at once in this process, and by NOTIFY in the other servers on the same
+PostgreSQL. What a program writes into the database itself is found by looking: to tell of every message there would cost
+a quarter of PostgreSQL's appends (measured), whether anybody reads streams or not.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Iterator, Set, Tuple
+import hashlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, AsyncIterator, Awaitable, Callable, Set
 
 from modules.Server.gate import Traffic
 from modules.Server.problems import ApiError
 from modules.Server.replies import event
-from modules.store_common.deadlines import within
 
 if TYPE_CHECKING:
+    from modules.storage.backends.wakeups import Subscription
     from modules.storage.manager import StorageManager
 
 __all__ = ["Feed"]
 
-# Seconds between two looks without a wake-up: what another process wrote is seen within that time.
+# Seconds between two looks without a wake-up: what a program wrote is seen within that time.
 _LOOK_EVERY_S = 0.5
 # Seconds after which a silent stream says that it is alive, and sees whether its reader is.
 _HEARTBEAT_S = 15.0
 _PAGE = 200
-_Key = Tuple[str, str]
 
 
 class Feed:
@@ -37,37 +41,26 @@ class Feed:
         self._storage = storage
         self._traffic = traffic
         self._most = most
-        self._waiting: Dict[_Key, Set[asyncio.Event]] = {}
-        self._pages: Set[asyncio.Event] = set()
-        self.open_streams = 0
+        self._open: Set[Subscription] = set()
+
+    @property
+    def open_streams(self) -> int:
+        """How many are open."""
+        return len(self._open)
 
     def wake(self, tenant_id: str, conversation_id: str) -> None:
-        """Tell the streams of a conversation that it has something new."""
-        for waiting in (*self._waiting.get((tenant_id, conversation_id), ()), *self._pages):
-            waiting.set()
+        """Tell the streams of a conversation, and the pages of its tenant, that there is something new."""
+        self._storage.wakeups.notify(_channel("messages", tenant_id, conversation_id))
+        self.wake_pages(tenant_id)
 
-    def wake_pages(self) -> None:
-        """Let every open page look again."""
-        for waiting in self._pages:
-            waiting.set()
+    def wake_pages(self, tenant_id: str) -> None:
+        """Let the open pages of a tenant look again."""
+        self._storage.wakeups.notify(_channel("pages", tenant_id))
 
     def wake_all(self) -> None:
-        """Wake every stream: the server shuts down."""
-        for events in (*self._waiting.values(), self._pages):
-            for waiting in events:
-                waiting.set()
-
-    @contextmanager
-    def counted(self) -> Iterator[asyncio.Event]:
-        """Count a stream of a page in the block; gives what is set when the page should look again."""
-        woken = asyncio.Event()
-        self._pages.add(woken)
-        self.open_streams += 1
-        try:
-            yield woken
-        finally:
-            self.open_streams -= 1
-            self._pages.discard(woken)
+        """Wake every stream of this server: it shuts down."""
+        for subscription in self._open:
+            subscription.wake(subscription.channels)
 
     def admit(self) -> None:
         """Refuse a stream when there are too many.
@@ -78,22 +71,27 @@ class Feed:
         if self.open_streams >= self._most or self._traffic.draining:
             raise ApiError(503, "overloaded", "too many event streams are open", retryable=True)
 
+    @asynccontextmanager
+    async def page(self, tenant_id: str) -> AsyncIterator[Subscription]:
+        """Count a page's stream in the block; gives what tells when it should look again."""
+        async with self._counted(_channel("pages", tenant_id)) as subscription:
+            yield subscription
+
     async def messages(
-        self, tenant_id: str, conversation_id: str, after_sequence: int
+        self,
+        tenant_id: str,
+        conversation_id: str,
+        after_sequence: int,
+        allowed: Callable[[], Awaitable[bool]],
     ) -> AsyncIterator[bytes]:
-        """Iterate over the events of a conversation's messages after `after_sequence`, for ever.
+        """Iterate over the events of a conversation's messages after `after_sequence`, as long as it is `allowed`.
 
         An event's id is the sequence of its message, so that a client that comes back says where it was.
         """
-        key = (tenant_id, conversation_id)
-        waiting = asyncio.Event()
-        self._waiting.setdefault(key, set()).add(waiting)
-        self.open_streams += 1
         silent_s = 0.0
-        try:
+        async with self._counted(_channel("messages", tenant_id, conversation_id)) as subscription:
             yield b": open\n\n"
-            while not self._traffic.draining:
-                waiting.clear()
+            while not self._traffic.draining and await allowed():
                 page = await self._storage.conversations.fetch_messages(
                     conversation_id, after_sequence=after_sequence, limit=_PAGE, tenant_id=tenant_id
                 )
@@ -102,23 +100,26 @@ class Feed:
                     yield event(message.to_dict(), name="message", id=str(message.sequence))
                 if page.next_cursor is not None:
                     continue
-                silent_s = 0.0 if len(page) else silent_s + await _wait(waiting)
+                woken = await subscription.wait(_LOOK_EVERY_S)
+                silent_s = 0.0 if len(page) or woken else silent_s + _LOOK_EVERY_S
                 if silent_s >= _HEARTBEAT_S:
                     silent_s = 0.0
                     yield b": alive\n\n"
-        finally:
-            self.open_streams -= 1
-            others = self._waiting.get(key)
-            if others is not None:
-                others.discard(waiting)
-                if not others:
-                    del self._waiting[key]
+
+    @asynccontextmanager
+    async def _counted(self, channel: str) -> AsyncIterator[Subscription]:
+        async with self._storage.wakeups.subscribe(channel) as subscription:
+            self._open.add(subscription)
+            try:
+                yield subscription
+            finally:
+                self._open.discard(subscription)
 
 
-async def _wait(waiting: Any) -> float:
-    """Wait for a wake-up or until it is time to look; return the seconds that count as silence."""
-    try:
-        await within(waiting.wait(), _LOOK_EVERY_S)
-    except asyncio.TimeoutError:
-        return _LOOK_EVERY_S
-    return 0.0
+def _channel(kind: str, *names: str) -> str:
+    """Return the channel of `kind` for these names: a digest, so that whoever may LISTEN reads no name of anybody."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(name.encode())
+        digest.update(b"\0")
+    return f"{kind}:{digest.hexdigest()}"

@@ -72,6 +72,11 @@ class History:
         found = [sample.health.components.get(component) for sample in self.samples]
         return [None if one is None else one.latency_ms for one in found]
 
+    def numbers(self, component: str, name: str) -> List[Optional[float]]:
+        """Return a number that the checks of a component told, oldest first; None: they did not."""
+        found = [sample.health.components.get(component) for sample in self.samples]
+        return [None if one is None else one.details.get(name) for one in found]
+
     def rates(self) -> List[Optional[float]]:
         """Return the requests a second between samples, oldest first."""
         samples = list(self.samples)

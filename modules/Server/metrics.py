@@ -21,7 +21,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Numbers of `statistics()` that only grow; the others go up and down.
-_COUNTERS = ("batches", "calls")
+_COUNTERS = ("batches", "calls", "waits")
 _STATES = {"healthy": 0, "degraded": 1, "unhealthy": 2, "unknown": 3}
 
 
@@ -76,21 +76,23 @@ class _StorageCollector(Collector):
         yield info
         yield _gauge("atlas_http_requests_in_flight", "Requests under way.", self._traffic.in_flight)
         yield _gauge("atlas_http_streams_open", "Event streams that are open.", self._feed.open_streams)
-        refused = CounterMetricFamily(
-            "atlas_http_requests_refused", "Requests refused because there were too many."
+        yield _counter(
+            "atlas_http_requests_refused",
+            "Requests refused because there were too many.",
+            self._traffic.refused,
         )
-        refused.add_metric([], self._traffic.refused)
-        yield refused
         if self._storage.is_initialized:
             yield from self._pool()
             yield from self._health()
 
     def _pool(self) -> Iterator[Metric]:
         for name, value in self._storage.sql_pool.statistics().items():
-            if name.endswith(_COUNTERS):
-                counted = CounterMetricFamily(f"atlas_sql_{name}", f"Of the SQL pool: {name}, so far.")
-                counted.add_metric([], value)
-                yield counted
+            if name == "wait_ms":
+                yield _counter(
+                    "atlas_sql_wait_seconds", "Seconds for which calls waited for a connection.", value / 1000
+                )
+            elif name.endswith(_COUNTERS):
+                yield _counter(f"atlas_sql_{name}", f"Of the SQL pool: {name}, so far.", value)
             else:
                 yield _gauge(f"atlas_sql_{name}", f"Of the SQL pool: {name}, now.", value)
 
@@ -123,5 +125,11 @@ class _StorageCollector(Collector):
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text)
+    family.add_metric([], value)
+    return family
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text)
     family.add_metric([], value)
     return family

@@ -146,11 +146,12 @@ class HitsOut(BaseModel):
 
 
 class EntryOut(BaseModel):
-    """An entry of the key-value store; its ETag is its version. Bytes are shown as {"base64": ...}."""
+    """An entry of the key-value store; its ETag is its version."""
 
     namespace: str
     key: str
     value: Any
+    encoding: str = Field(examples=["json"], description="json, or base64: `value` is the text of bytes.")
     version: int
     size_bytes: int
     created_at: datetime

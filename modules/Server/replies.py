@@ -10,7 +10,7 @@ from typing import Any, Dict, Mapping, Optional
 import orjson
 from starlette.responses import Response
 
-__all__ = ["Json", "etag", "event", "plain", "version_of"]
+__all__ = ["Json", "etag", "event", "plain", "version_of", "versioned"]
 
 _TAG = re.compile(r'(?:W/)?"v?(\d{1,18})"\Z')
 
@@ -50,6 +50,11 @@ def plain(value: Any) -> Any:
 def etag(version: int) -> Dict[str, str]:
     """Return the header that names a version."""
     return {"ETag": f'"v{version}"'}
+
+
+def versioned(thing: Any, status: int = 200) -> Json:
+    """Return a thing as an answer, with its version as its ETag."""
+    return Json(thing.to_dict(), status, etag(thing.version))
 
 
 def version_of(tag: Optional[str]) -> Optional[int]:

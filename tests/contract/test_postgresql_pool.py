@@ -53,6 +53,8 @@ async def test_overflow_is_used_and_the_limit_holds(make: Any, postgres: Any) ->
     await asyncio.gather(*calls)
     assert pool.statistics()["size"] <= 4
     assert pool.statistics()["in_use"] == 0
+    assert pool.statistics()["waits"] == 4
+    assert pool.statistics()["wait_ms"] >= 50  # each waited for a call of 200 ms
 
 
 async def test_waiters_are_bounded(make: Any) -> None:

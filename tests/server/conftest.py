@@ -1,12 +1,14 @@
 """Fixtures for the HTTP API and the dashboard; without the `server` extra nothing here is collected.
 
-api    a client of the application on the `storage` fixture, in this process: every back end, no network
-live   a `LiveServer` on SQLite, one for each file
+api      a client of the application on the `storage` fixture, in this process: every back end, no network
+live     a `LiveServer` on SQLite, one for each file
+browser  a real browser, one for each file
 """
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, AsyncIterator, Dict, Iterator, Optional
@@ -67,3 +69,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     shutil.copyfile(sqlite_support.migrated_template(), path)
     with LiveServer(path) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from tests.support.browser import SHOTS, Browser
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Playwright's own
+        with Browser() as opened:
+            yield opened

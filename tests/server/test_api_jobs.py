@@ -62,6 +62,24 @@ async def test_one_idempotency_key_is_one_job(api: Any) -> None:
     assert conflict.json()["code"] == "idempotency_conflict"
 
 
+async def test_what_is_asked_again_with_a_key_is_done_once(api: Any) -> None:
+    schedule = {"name": "nightly", "recurrence": {"cron": "0 3 * * *"}, "job": {"handler": "clean"}}
+    job = (await api("POST", J, 201, json={"handler": "h"})).json()["id"]
+    for path, body, status in (
+        ("/v1/schedules", schedule, 201),
+        (f"{J}/{job}/cancel", {"reason": "enough"}, 200),
+        (f"{J}/{job}/retry", None, 200),
+        ("/v1/dead-letters/redrive", {}, 200),
+    ):
+        headers = {"Idempotency-Key": path}
+        first = await api("POST", path, status, json=body, headers=headers)
+        again = await api("POST", path, status, json=body, headers=headers)
+        assert again.json() == first.json()
+        assert again.headers["idempotent-replayed"] == "true"
+        assert again.headers.get("etag") == first.headers.get("etag")
+    await api("POST", f"{J}/{job}/retry", 409)
+
+
 async def test_schedules(api: Any) -> None:
     body = {"name": "nightly", "recurrence": {"cron": "0 3 * * *"}, "job": {"handler": "clean"}}
     made = await api("POST", "/v1/schedules", 201, json=body)

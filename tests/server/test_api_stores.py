@@ -47,10 +47,45 @@ async def test_counting_with_a_key_counts_once(api: Any) -> None:
     assert refused.json()["code"] == "invalid_value_type"
 
 
-async def test_bytes_are_shown_as_what_they_are(api: Any) -> None:
+async def test_bytes_are_shown_as_what_they_are_and_can_be_sent_back_so(api: Any) -> None:
     await api.storage.kv.set("settings", "b", b"\x00\xff", tenant_id="acme")
+    await api("PUT", f"{KV}/alike", 200, json={"value": {"base64": "AP8="}})
+    shown = (await api("GET", f"{KV}/b", 200)).json()
+    copied = {"value": shown["value"], "encoding": shown["encoding"]}
+    await api("PUT", f"{KV}/c", 200, json=copied)
+    listed = (await api("GET", KV, 200)).json()["items"]
 
-    assert (await api("GET", f"{KV}/b", 200)).json()["value"] == {"base64": "AP8="}
+    assert copied == {"value": "AP8=", "encoding": "base64"}
+    assert await api.storage.kv.get("settings", "c", tenant_id="acme") == b"\x00\xff"
+    assert [(item["key"], item["encoding"], item["value"]) for item in listed] == [
+        ("alike", "json", {"base64": "AP8="}),
+        ("b", "base64", "AP8="),
+        ("c", "base64", "AP8="),
+    ]
+    for wrong in ("AP8", "A P8=", "é", 7, None, {"base64": "AP8="}):
+        refused = await api("PUT", f"{KV}/c", 422, json={"value": wrong, "encoding": "base64"})
+        assert refused.json()["code"] == "invalid_request"
+    assert (await api("GET", f"{KV}/c", 200)).json()["version"] == 1
+
+
+async def test_bytes_are_taken_and_given_as_they_are(api: Any) -> None:
+    content = bytes(range(256)) * 40
+    stored = await api("PUT", f"{KV}/raw/bytes", 200, content=content, params={"ttl_seconds": 60})
+    got = await api("GET", f"{KV}/raw/bytes", 200)
+    entry = await api.storage.kv.get_entry("settings", "raw", tenant_id="acme")
+
+    assert (got.content, got.headers["content-type"]) == (content, "application/octet-stream")
+    assert got.headers["etag"] == stored.headers["etag"]
+    assert entry.value == content
+    assert entry.expires_at is not None
+    await api("GET", f"{KV}/raw/bytes", 304, headers={"If-None-Match": got.headers["etag"]})
+    await api("PUT", f"{KV}/raw/bytes", 412, content=b"x", headers={"If-None-Match": "*"})
+    await api("PUT", f"{KV}/raw/bytes", 412, content=b"x", headers={"If-Match": '"v9"'})
+    await api("PUT", f"{KV}/raw/bytes", 200, content=b"", headers={"If-Match": got.headers["etag"]})
+    assert (await api("GET", f"{KV}/raw/bytes", 200)).content == b""
+    await api("GET", f"{KV}/none/bytes", 404)
+    await api("PUT", f"{KV}/text", 200, json={"value": "hello"})
+    assert (await api("GET", f"{KV}/text/bytes", 409)).json()["code"] == "invalid_value_type"
 
 
 async def test_vectors_from_beginning_to_end(api: Any) -> None:

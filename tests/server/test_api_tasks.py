@@ -94,3 +94,19 @@ async def test_one_idempotency_key_is_one_task(api: Any) -> None:
 
     assert len({answer.json()["id"] for answer in made}) == 1
     await api("POST", T, 422, json={"title": "B"}, headers=headers)
+
+
+async def test_a_comment_and_a_move_that_are_sent_again_are_made_once(api: Any) -> None:
+    await api("POST", T, 201, json={"id": "a", "title": "A"})
+    for path, body, status in (("comments", {"text": "hello"}, 201), ("move", {"status": "ready"}, 200)):
+        headers = {"Idempotency-Key": path}
+        answers = await asyncio.gather(
+            *(api("POST", f"{T}/a/{path}", status, json=body, headers=headers) for _ in range(4))
+        )
+        assert len({answer.text for answer in answers}) == 1
+    events = (await api("GET", f"{T}/a/details", 200)).json()["events"]
+
+    assert sorted(event["type"] for event in events if event["type"] != "created") == [
+        "comment",
+        "status_changed",
+    ]

@@ -13,7 +13,9 @@ from typing import Any, Dict, List
 import httpx
 import pytest
 
+from modules.Server.dashboard.rendering import NAVIGATION
 from modules.Server.gate import CONTENT_SECURITY_POLICY
+from modules.Server.sessions import COOKIE
 from modules.storage.settings import ServerSettings, StorageSettings
 from tests.support.live import LiveServer
 
@@ -87,7 +89,8 @@ def test_the_cookie_opens_pages_and_not_the_api(live: Any) -> None:
 
 def test_pages_ask_for_a_login(live: Any) -> None:
     client = live.client()
-    for path in ("/", "/conversations", "/kv", "/vectors", "/migrations", "/search", "/conversations/x"):
+    single = ("/conversations/x", "/tasks/x", "/jobs/x", "/kv/x/x", "/vectors/x")
+    for path in (*(where for where, _, _ in NAVIGATION), *single):
         answer = client.get(path)
         assert (answer.status_code, answer.headers.get("location")) == (303, "/login"), path
     assert client.get("/live/").status_code == 401
@@ -112,6 +115,37 @@ def test_a_form_of_another_site_is_refused(live: Any) -> None:
     assert live.call(live.storage.kv.get("csrf", "k", tenant_id="acme")) is None
     assert client.post("/kv", data={**form, "csrf": csrf}, headers=here).status_code == 303
     assert live.call(live.storage.kv.get("csrf", "k", tenant_id="acme")) == 1
+
+
+def test_wrong_input_in_a_form_is_told_on_the_page(live: Any) -> None:
+    client = live.client()
+    csrf = login(live, client, "write")
+    client.follow_redirects = True
+    for path, form, said in (
+        ("/tasks", {"title": ""}, "must not be blank"),
+        ("/tasks/none/move", {"status": "ready"}, "no task"),
+        ("/jobs", {"handler": "h", "payload": "{"}, "not JSON"),
+        ("/jobs/none/do", {"what": "cancel"}, "no job"),
+        ("/conversations", {"title": "x" * 5000}, "longer than"),
+        ("/kv", {"namespace": "n" * 300, "key": "k", "value": "1"}, "longer than"),
+    ):
+        answer = client.post(path, data={**form, "csrf": csrf}, headers={"Origin": live.url})
+        # of what is not there no page can say it: it is the error that says it
+        assert answer.status_code in (200, 404), (path, answer.text)
+        assert said in answer.text, path
+
+
+def test_forms_and_pages_ask_for_their_scope(live: Any) -> None:
+    reader = live.client()
+    csrf = login(live, reader, "read")
+    here = {"Origin": live.url}
+    for path in ("/tasks", "/jobs", "/jobs/redrive", "/tasks/x/move", "/outbox", "/kv"):
+        assert reader.post(path, data={"csrf": csrf}, headers=here).status_code == 403, path
+    assert reader.get("/outbox").status_code == 403
+    assert reader.get("/migrations").status_code == 403
+    writer = live.client()
+    csrf = login(live, writer, "write")
+    assert writer.post("/outbox", data={"csrf": csrf, "what": "discard"}, headers=here).status_code == 403
 
 
 def test_a_login_of_another_site_is_refused(live: Any) -> None:
@@ -252,6 +286,23 @@ def test_a_stream_tells_of_new_messages_and_goes_on_where_it_was(live: Any) -> N
         events = (line for line in answer.iter_lines() if line.startswith(("id: ", "data: ")))
         assert next(events) == "id: 2"
     assert reader.get("/v1/conversations/none/messages/stream").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/live/conversations/ending", "/v1/conversations/ending/messages/stream"])
+def test_an_open_stream_ends_when_its_token_is_revoked(live: Any, path: str) -> None:
+    live.call(live.storage.conversations.ensure_conversation("ending", tenant_id="acme"))
+    made = live.call(live.storage.access.create_token("ends", scopes=["read"], tenant_id="acme"))
+    client = live.client()
+    client.headers["Authorization"] = f"Bearer {made.text}"
+    client.cookies.set(COOKIE, live.server._services.sessions.open(made.text))
+    with client.stream("GET", path) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        next(lines)
+        live.call(live.storage.access.revoke_token(made.token.id, tenant_id="acme"))
+        for _ in lines:  # ends by itself; the client's own time-out is an error
+            pass
+    assert client.get(path).status_code == 401
 
 
 def test_metrics_count_by_route_and_not_by_path(live: Any) -> None:

@@ -7,60 +7,66 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, AsyncIterator, Dict, List, Tuple
 
 import psutil
 import pytest
 
+from modules.storage.manager import StorageManager
+from tests.support import sqlite as sqlite_support
 from tests.support.postgres import ROOT
 
 FULL = bool(os.environ.get("ATLAS_TEST_FULL"))
 PROGRAM = [sys.executable, "-m", "modules.storage.cli"]
 
 
-def run(directory: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=directory,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def environment(directory: Path) -> Dict[str, str]:
+    """Return the environment of a process on the database of that directory."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        "ATLAS_SQL_URL": f"sqlite:///{directory}/storage.sqlite3",
+    }
 
 
-def environment() -> Dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+def opened(directory: Path) -> StorageManager:
+    """Return a manager on the database of that directory, which is made if need be."""
+    path = directory / "storage.sqlite3"
+    if not path.exists():
+        shutil.copyfile(sqlite_support.migrated_template(), path)
+    return StorageManager({"sql": {"url": f"sqlite:///{path}"}})
 
 
-@contextlib.contextmanager
-def served(directory: Path, *arguments: str) -> Iterator[Tuple[Any, str, int]]:
+@contextlib.asynccontextmanager
+async def served(directory: Path, *arguments: str) -> AsyncIterator[Tuple[Any, str, int]]:
     """Run `atlas-storage serve`; gives the process, a token and the port."""
-    token = run(directory, "token", "create", "load", "--scope", "admin").strip()
-    process = subprocess.Popen(
+    async with opened(directory) as storage:
+        token = (await storage.access.create_token("load", scopes=["admin"])).text
+    process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
         [*PROGRAM, "serve", "--port", "0", "--json", *arguments],
         cwd=directory,
-        env=environment(),
+        env=environment(directory),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        line = process.stdout.readline() if process.stdout else ""
+        assert process.stdout is not None
+        line = await asyncio.to_thread(process.stdout.readline)
         assert line, process.stderr.read() if process.stderr else ""
         yield process, token, int(json.loads(line)["url"].rpartition(":")[2])
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=30)
+        await asyncio.to_thread(process.communicate, None, 30)
 
 
 class Client:
@@ -131,7 +137,7 @@ async def test_sigterm_under_load_answers_what_it_has_accepted(tmp_path: Path) -
                 enough.set()
         await client.close()
 
-    with served(tmp_path) as (process, token, port):
+    async with served(tmp_path) as (process, token, port):
         assert await ask_once(port, token, "POST", "/v1/conversations", {"id": "load"}) == 201
         senders = [asyncio.create_task(send(port, token, number)) for number in range(30)]
         await asyncio.wait_for(enough.wait(), 60)
@@ -143,12 +149,9 @@ async def test_sigterm_under_load_answers_what_it_has_accepted(tmp_path: Path) -
 
     assert code == 0
     assert seconds < 30 + 2
-    shown = json.loads(
-        "["
-        + ",".join(run(tmp_path, "--json", "conversations", "show", "load", "--last", "10000").splitlines())
-        + "]"
-    )
-    stored = {item["content"] for item in shown if "content" in item}
+    async with opened(tmp_path) as storage:
+        found = await storage.conversations.fetch_messages("load", limit=10_000)
+    stored = {message.content for message in found}
     assert len(acknowledged) >= 300
     assert set(acknowledged) <= stored, "an acknowledged message is lost"
     assert stored <= set(acknowledged), "a message was stored and its sender never told"
@@ -183,7 +186,7 @@ async def test_many_clients_at_once_without_an_error(tmp_path: Path) -> None:
                 errors.append(f"{status} {found}")
         await client.close()
 
-    with served(tmp_path) as (process, token, port):
+    async with served(tmp_path) as (process, token, port):
         assert await ask_once(port, token, "POST", "/v1/conversations", {"id": "load"}) == 201
         server = psutil.Process(process.pid)
         before = server.memory_info().rss
@@ -202,21 +205,25 @@ async def test_many_clients_at_once_without_an_error(tmp_path: Path) -> None:
     assert after - before < 300 * 2**20
 
 
-def test_it_says_when_others_can_reach_it(tmp_path: Path) -> None:
-    with served(tmp_path, "--host", "0.0.0.0") as (process, _, port):
+async def test_it_says_when_others_can_reach_it(tmp_path: Path) -> None:
+    async with served(tmp_path, "--host", "0.0.0.0") as (process, _, port):
         assert port
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = await asyncio.to_thread(process.communicate, None, 60)
 
     assert "reachable from other machines" in said
     assert "server.not_on_loopback" in said
 
 
-def test_an_address_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
-    with served(tmp_path) as (_, _, port):
-        done = subprocess.run(
+async def test_an_address_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = await asyncio.to_thread(
+            subprocess.run,
             [*PROGRAM, "serve", "--port", str(port)],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False,
+            cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     assert done.returncode == 1

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, List, Optional
 
+from modules.Server.sessions import COOKIE
+
 __all__ = ["SHOTS", "Browser", "why_not"]
 
 #: Where screenshots are kept; git ignores it.
@@ -52,18 +54,18 @@ class Browser:
         return self._thread.submit(function, *arguments).result(110)
 
     def visit(
-        self, base: str, use: Callable[[Any], Any], *, token: str = "", width: int = 1280, dark: bool = False
+        self, base: str, use: Callable[[Any], Any], *, session: str = "", width: int = 1280
     ) -> List[str]:
-        """Open a page, logged in with `token`, let `use(page)` work on it; return what the browser complained of."""
-        return list(self.run(self._visit, base, use, token, width, dark))
+        """Open a page with the cookie of a session, let `use(page)` work on it; return what the browser complained of."""
+        return list(self.run(self._visit, base, use, session, width))
 
-    def _visit(self, base: str, use: Callable[[Any], Any], token: str, width: int, dark: bool) -> List[str]:
-        context = self._browser.new_context(
-            base_url=base,
-            viewport={"width": width, "height": 900 if width > 600 else 800},
-            color_scheme="dark" if dark else "light",
-        )
+    def _visit(self, base: str, use: Callable[[Any], Any], session: str, width: int) -> List[str]:
+        context = self._browser.new_context(base_url=base, viewport={"width": width, "height": 900})
         context.set_default_timeout(20_000)
+        if session:
+            context.add_cookies(
+                [{"name": COOKIE, "value": session, "url": base, "httpOnly": True, "sameSite": "Strict"}]
+            )
         complaints: List[str] = []
         try:
             page = context.new_page()
@@ -82,11 +84,6 @@ class Browser:
                 "request",
                 lambda asked: None if asked.url.startswith((base, "data:")) else complaints.append(asked.url),
             )
-            if token:
-                page.goto("/login")
-                page.fill("#token", token)
-                page.click("button.main")
-                page.wait_for_url(base + "/")
             use(page)
         finally:
             context.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any, Coroutine, Dict, List, Optional, TypeVar
+from typing import Any, Coroutine, Dict, List, Optional, Sequence, TypeVar
 
-__all__ = ["LiveServer"]
+__all__ = ["LiveServer", "park"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,10 @@ class LiveServer:
         )
         return str(made.text)
 
+    def session(self, *scopes: str, tenant: str = "acme") -> str:
+        """Return the cookie of a new login of the dashboard."""
+        return str(self.server._services.sessions.open(self.token(*scopes, tenant=tenant)))
+
     def client(self, *scopes: str, tenant: str = "acme", **more: Any) -> Any:
         """Return an HTTP client with a token of these scopes; without scopes, without a token."""
         import httpx
@@ -93,3 +97,18 @@ class LiveServer:
             self._ready.set()
             await self._stop.wait()
             await self.server.stop()
+
+
+async def park(storage: Any, tenant: str, keys: Sequence[str], reason: str) -> None:
+    """Leave keys in the outbox, each parked for `reason`, and one that waits; no relay knows their target."""
+    from modules.storage.outbox_queue import claim, fail, stage_many
+
+    target = f"elsewhere-of-{tenant}"
+
+    def waiting(names: Sequence[str]) -> Any:
+        return [((tenant, target, "customer", key), '{"name": "Ada"}') for key in sorted(names)]
+
+    await storage.executor.run(stage_many, waiting(keys))
+    entries = await storage.executor.run(claim, target, "test", len(keys), 60.0)
+    await storage.executor.run(fail, [(entry, reason) for entry in entries], 1)
+    await storage.executor.run(stage_many, waiting(["waits"]))

@@ -14,19 +14,19 @@ from modules.conversation_store.errors import ConversationNotFoundError
 from modules.conversation_store.records import Conversation
 from modules.Server.api.parameters import (
     ConversationId,
-    Cursor,
     IdempotencyKey,
     IfMatch,
     IfNoneMatch,
     Limit,
+    PartOf50,
     errors,
     expected_version,
-    not_modified,
+    unless_known,
 )
 from modules.Server.callers import Caller, Reader, Writer
 from modules.Server.models import ConversationOut, HitsOut, Input, PageOf
 from modules.Server.once import Reply, once
-from modules.Server.replies import Json, etag, plain
+from modules.Server.replies import Json, etag, plain, versioned
 
 __all__ = [
     "ConversationChange",
@@ -80,15 +80,10 @@ class Fork(Input):
     title: Optional[str] = None
 
 
-def _answer(conversation: Conversation, status: int = 200) -> Json:
-    return Json(conversation.to_dict(), status, etag(conversation.version))
-
-
 @router.get("/conversations", response_model=PageOf[ConversationOut])
 async def list_conversations(
     caller: Reader,
-    limit: Limit = 50,
-    cursor: Cursor = None,
+    part: PartOf50,
     status: Annotated[Literal["active", "archived", "deleted"], Query()] = "active",
     user_id: Annotated[Optional[str], Query(description="Only of this user.")] = None,
     session_id: Annotated[Optional[str], Query(description="Only of this session.")] = None,
@@ -102,9 +97,7 @@ async def list_conversations(
         session_id=session_id,
         updated_after=updated_after,
         updated_before=updated_before,
-        limit=limit,
-        cursor=cursor,
-        tenant_id=caller.tenant_id,
+        **part.of(caller),
     )
     return Json(page.to_dict())
 
@@ -145,9 +138,7 @@ async def get_conversation(
 ) -> Response:
     """Get a conversation."""
     found = await _require(caller, conversation_id)
-    if not_modified(request, found.version):
-        return Response(status_code=304, headers=etag(found.version))
-    return _answer(found)
+    return unless_known(request, found)
 
 
 @router.patch(
@@ -173,7 +164,7 @@ async def change_conversation(
             found = await uow.conversations.set_conversation_metadata(
                 conversation_id, body.metadata or {}, expected_version=expected, **key
             )
-    return _answer(found or await _require(caller, conversation_id))
+    return versioned(found or await _require(caller, conversation_id))
 
 
 @router.delete(
@@ -199,7 +190,7 @@ async def delete_conversation(
 )
 async def archive_conversation(caller: Writer, conversation_id: ConversationId) -> Json:
     """Archive a conversation: it takes no messages until it is unarchived. Harmless when it is archived."""
-    return _answer(
+    return versioned(
         await caller.storage.conversations.archive_conversation(conversation_id, tenant_id=caller.tenant_id)
     )
 
@@ -211,7 +202,7 @@ async def archive_conversation(caller: Writer, conversation_id: ConversationId) 
 )
 async def unarchive_conversation(caller: Writer, conversation_id: ConversationId) -> Json:
     """Make an archived conversation active again. Harmless when it is active."""
-    return _answer(
+    return versioned(
         await caller.storage.conversations.unarchive_conversation(conversation_id, tenant_id=caller.tenant_id)
     )
 

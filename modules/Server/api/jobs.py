@@ -10,17 +10,17 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modules.job_store.errors import JobNotFoundError, ScheduleNotFoundError
-from modules.job_store.records import Job, NewJob, RetryPolicy, Schedule
+from modules.job_store.records import NewJob, RetryPolicy, Schedule
 from modules.job_store.schedules import Recurrence
 from modules.Server.api.parameters import (
-    Cursor,
     IdempotencyKey,
     IfMatch,
     IfNoneMatch,
-    Limit,
+    PartOf50,
+    PartOf100,
     errors,
     expected_version,
-    not_modified,
+    unless_known,
 )
 from modules.Server.callers import Reader, Writer
 from modules.Server.models import CountOut, Input, PageOf
@@ -33,8 +33,8 @@ from modules.Server.models_jobs import (
     QueueOut,
     ScheduleOut,
 )
-from modules.Server.once import key_of_request
-from modules.Server.replies import Json, etag
+from modules.Server.once import Reply, key_of_request, once
+from modules.Server.replies import Json, etag, versioned
 
 __all__ = [
     "NewJobIn",
@@ -144,12 +144,8 @@ class ScheduleChange(Input):
     name: Optional[str] = None
 
 
-def _answer(job: Job, status: int = 200) -> Json:
-    return Json(job.to_dict(), status, etag(job.version))
-
-
-def _schedule(schedule: Schedule, status: int = 200) -> Json:
-    return Json(_plain(schedule), status, etag(schedule.version))
+def _schedule(schedule: Schedule) -> Json:
+    return Json(_plain(schedule), headers=etag(schedule.version))
 
 
 def _plain(schedule: Schedule) -> Dict[str, Any]:
@@ -160,12 +156,11 @@ def _plain(schedule: Schedule) -> Dict[str, Any]:
 @router.get("/jobs", response_model=PageOf[JobOut])
 async def list_jobs(
     caller: Reader,
+    part: PartOf50,
     status: Annotated[Optional[_Status], Query()] = None,
     queue: Annotated[Optional[str], Query(description="Only of this queue.")] = None,
     handler: Annotated[Optional[str], Query(description="Only with this handler.")] = None,
     schedule_id: Annotated[Optional[str], Query(description="Only made by this schedule.")] = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
 ) -> Json:
     """List jobs, the newest first."""
     page = await caller.storage.jobs.list_jobs(
@@ -173,9 +168,7 @@ async def list_jobs(
         queue=queue,
         handler=handler,
         schedule_id=schedule_id,
-        limit=limit,
-        cursor=cursor,
-        tenant_id=caller.tenant_id,
+        **part.of(caller),
     )
     return Json(page.to_dict())
 
@@ -188,7 +181,7 @@ async def enqueue_job(
     made = await caller.storage.jobs.enqueue_job(
         body.to_job(key_of_request(request)), tenant_id=caller.tenant_id
     )
-    return _answer(await caller.storage.jobs.require(made.id, tenant_id=caller.tenant_id), 201)
+    return versioned(await caller.storage.jobs.require(made.id, tenant_id=caller.tenant_id), 201)
 
 
 @router.get("/jobs/counts", response_model=JobCountsOut)
@@ -207,25 +200,30 @@ async def list_queues(caller: Reader) -> Json:
 @router.get("/dead-letters", response_model=PageOf[JobOut])
 async def list_dead_letters(
     caller: Reader,
+    part: PartOf50,
     queue: Annotated[Optional[str], Query(description="Only of this queue.")] = None,
     handler: Annotated[Optional[str], Query(description="Only with this handler.")] = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
 ) -> Json:
     """List the jobs that failed for good, the newest first."""
     page = await caller.storage.jobs.list_jobs(
-        status="failed", queue=queue, handler=handler, limit=limit, cursor=cursor, tenant_id=caller.tenant_id
+        status="failed", queue=queue, handler=handler, **part.of(caller)
     )
     return Json(page.to_dict())
 
 
 @router.post("/dead-letters/redrive", response_model=CountOut)
-async def redrive_dead_letters(caller: Writer, body: Redrive) -> Json:
+async def redrive_dead_letters(
+    caller: Writer, request: Request, body: Redrive, idempotency_key: IdempotencyKey = None
+) -> Json:
     """Run jobs that failed for good again, and say how many."""
-    count = await caller.storage.jobs.redrive_dead(
-        queue=body.queue, handler=body.handler, limit=body.limit, tenant_id=caller.tenant_id
-    )
-    return Json({"count": count})
+
+    async def effect(stores: Any) -> Reply:
+        count = await stores.jobs.redrive_dead(
+            queue=body.queue, handler=body.handler, limit=body.limit, tenant_id=caller.tenant_id
+        )
+        return Reply({"count": count})
+
+    return await once(request, caller, effect, body.model_dump())
 
 
 @router.get("/jobs/{job_id:segment}", response_model=JobOut, responses=errors(304, 404))
@@ -236,80 +234,96 @@ async def get_job(
     found = await caller.storage.jobs.get(job_id, tenant_id=caller.tenant_id)
     if found is None:
         raise JobNotFoundError(job_id)
-    if not_modified(request, found.version):
-        return Response(status_code=304, headers=etag(found.version))
-    return _answer(found)
+    return unless_known(request, found)
 
 
 @router.post("/jobs/{job_id:segment}/cancel", response_model=JobOut, responses=errors(404, 409, 412))
-async def cancel_job(caller: Writer, job_id: _JobId, body: Reason, if_match: IfMatch = None) -> Json:
+async def cancel_job(
+    caller: Writer,
+    request: Request,
+    job_id: _JobId,
+    body: Reason,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Json:
     """Cancel a job. One that runs stays running until its worker has stopped it."""
-    return _answer(
-        await caller.storage.jobs.cancel(
+
+    async def effect(stores: Any) -> Reply:
+        job = await stores.jobs.cancel(
             job_id,
             reason=body.reason,
             expected_version=expected_version(if_match),
             tenant_id=caller.tenant_id,
         )
-    )
+        return Reply(job.to_dict(), 200, etag(job.version))
+
+    return await once(request, caller, effect, body.model_dump())
 
 
 @router.post("/jobs/{job_id:segment}/retry", response_model=JobOut, responses=errors(404, 409))
-async def retry_job(caller: Writer, job_id: _JobId) -> Json:
+async def retry_job(
+    caller: Writer, request: Request, job_id: _JobId, idempotency_key: IdempotencyKey = None
+) -> Json:
     """Run a job that has ended again, with all its attempts before it."""
-    return _answer(await caller.storage.jobs.rerun(job_id, tenant_id=caller.tenant_id))
+
+    async def effect(stores: Any) -> Reply:
+        job = await stores.jobs.rerun(job_id, tenant_id=caller.tenant_id)
+        return Reply(job.to_dict(), 200, etag(job.version))
+
+    return await once(request, caller, effect, None)
 
 
 @router.get("/jobs/{job_id:segment}/runs", response_model=PageOf[JobRunOut], responses=errors(404))
-async def job_runs(caller: Reader, job_id: _JobId, limit: Limit = 100, cursor: Cursor = None) -> Json:
+async def job_runs(caller: Reader, job_id: _JobId, part: PartOf100) -> Json:
     """List the runs of a job, the newest first."""
-    page = await caller.storage.jobs.list_runs(job_id, limit=limit, cursor=cursor, tenant_id=caller.tenant_id)
+    page = await caller.storage.jobs.list_runs(job_id, **part.of(caller))
     return Json(page.to_dict())
 
 
 @router.get("/jobs/{job_id:segment}/logs", response_model=PageOf[JobLogOut], responses=errors(404))
 async def job_logs(
     caller: Reader,
+    part: PartOf100,
     job_id: _JobId,
     run: Annotated[Optional[int], Query(ge=1, lt=2**31, description="Only of this run.")] = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
 ) -> Json:
     """List the lines that the runs of a job wrote, the oldest first."""
-    page = await caller.storage.jobs.list_logs(
-        job_id, run=run, limit=limit, cursor=cursor, tenant_id=caller.tenant_id
-    )
+    page = await caller.storage.jobs.list_logs(job_id, run=run, **part.of(caller))
     return Json(page.to_dict())
 
 
 @router.get("/jobs/{job_id:segment}/events", response_model=PageOf[JobEventOut], responses=errors(404))
-async def job_events(caller: Reader, job_id: _JobId, limit: Limit = 100, cursor: Cursor = None) -> Json:
+async def job_events(caller: Reader, job_id: _JobId, part: PartOf100) -> Json:
     """List what happened to a job, the oldest first."""
-    page = await caller.storage.jobs.list_events(
-        job_id, limit=limit, cursor=cursor, tenant_id=caller.tenant_id
-    )
+    page = await caller.storage.jobs.list_events(job_id, **part.of(caller))
     return Json(page.to_dict())
 
 
 @router.get("/schedules", response_model=PageOf[ScheduleOut])
-async def list_schedules(caller: Reader, limit: Limit = 100, cursor: Cursor = None) -> Json:
+async def list_schedules(caller: Reader, part: PartOf100) -> Json:
     """List schedules by name."""
-    page = await caller.storage.jobs.list_schedules(limit=limit, cursor=cursor, tenant_id=caller.tenant_id)
+    page = await caller.storage.jobs.list_schedules(**part.of(caller))
     items: List[Any] = [_plain(one) for one in page]
     return Json({"items": items, "next_cursor": page.next_cursor})
 
 
 @router.post("/schedules", status_code=201, response_model=ScheduleOut, responses=errors(409))
-async def create_schedule(caller: Writer, body: NewScheduleIn) -> Json:
+async def create_schedule(
+    caller: Writer, request: Request, body: NewScheduleIn, idempotency_key: IdempotencyKey = None
+) -> Json:
     """Have a job made by itself: by cron, at intervals, or once."""
-    made = await caller.storage.jobs.create_schedule(
-        body.name,
-        Recurrence(**body.recurrence.model_dump()),
-        body.job.to_job(),
-        enabled=body.enabled,
-        tenant_id=caller.tenant_id,
-    )
-    return _schedule(made, 201)
+
+    async def effect(stores: Any) -> Reply:
+        made = await stores.jobs.create_schedule(
+            body.name,
+            Recurrence(**body.recurrence.model_dump()),
+            body.job.to_job(),
+            enabled=body.enabled,
+            tenant_id=caller.tenant_id,
+        )
+        return Reply(_plain(made), 201, etag(made.version))
+
+    return await once(request, caller, effect, body.model_dump())
 
 
 @router.get("/schedules/{schedule_id:segment}", response_model=ScheduleOut, responses=errors(404))

@@ -9,24 +9,23 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
+from modules.access_store.tokens import key_of
 from modules.conversation_store.errors import ConversationNotFoundError, MessageNotFoundError
-from modules.conversation_store.records import Message
 from modules.Server.api.parameters import (
     ConversationId,
-    Cursor,
     IdempotencyKey,
     IfMatch,
     IfNoneMatch,
-    Limit,
+    PartOf100,
     errors,
     expected_version,
-    not_modified,
+    unless_known,
 )
-from modules.Server.callers import Reader, Writer
+from modules.Server.callers import Reader, Writer, bearer_of
 from modules.Server.models import Input, MessageEventOut, MessageOut, PageOf
 from modules.Server.once import key_of_request
 from modules.Server.problems import ApiError
-from modules.Server.replies import Json, etag
+from modules.Server.replies import Json, versioned
 
 __all__ = [
     "MessageChange",
@@ -82,16 +81,11 @@ class MessageChange(Input):
     actor_id: Optional[str] = None
 
 
-def _answer(message: Message, status: int = 200) -> Json:
-    return Json(message.to_dict(), status, etag(message.version))
-
-
 @router.get("/messages", response_model=PageOf[MessageOut])
 async def list_messages(
     caller: Reader,
+    part: PartOf100,
     conversation_id: ConversationId,
-    limit: Limit = 100,
-    cursor: Cursor = None,
     role: Annotated[Optional[List[str]], Query(description="Only of these roles.")] = None,
     type: Annotated[Optional[List[str]], Query(description="Only of these types.")] = None,
     status: Annotated[Optional[List[str]], Query(description="Only of these statuses.")] = None,
@@ -110,9 +104,7 @@ async def list_messages(
         before_sequence=before_sequence,
         backward=backward,
         include_deleted=include_deleted,
-        limit=limit,
-        cursor=cursor,
-        tenant_id=caller.tenant_id,
+        **part.of(caller),
     )
     return Json(page.to_dict())
 
@@ -143,7 +135,7 @@ async def append_message(
         tenant_id=caller.tenant_id,
     )
     caller.services.feed.wake(caller.tenant_id, conversation_id)
-    return _answer(message, 201)
+    return versioned(message, 201)
 
 
 @router.get(
@@ -161,9 +153,13 @@ async def stream_messages(
     found = await caller.storage.conversations.get_conversation(conversation_id, tenant_id=caller.tenant_id)
     if found is None:
         raise ConversationNotFoundError(conversation_id)
-    caller.services.feed.admit()
-    events = caller.services.feed.messages(
-        caller.tenant_id, conversation_id, found.last_sequence if after is None else after
+    services, token = caller.services, key_of(bearer_of(request))
+    services.feed.admit()
+    events = services.feed.messages(
+        caller.tenant_id,
+        conversation_id,
+        found.last_sequence if after is None else after,
+        lambda: services.authenticator.still_holds(token),
     )
     return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
@@ -182,9 +178,7 @@ async def get_message(
     )
     if found is None:
         raise MessageNotFoundError(conversation_id, message_id)
-    if not_modified(request, found.version):
-        return Response(status_code=304, headers=etag(found.version))
-    return _answer(found)
+    return unless_known(request, found)
 
 
 @router.patch("/messages/{message_id:segment}", response_model=MessageOut, responses=errors(404, 409, 412))
@@ -207,7 +201,7 @@ async def edit_message(
         actor_id=body.actor_id,
         tenant_id=caller.tenant_id,
     )
-    return _answer(changed)
+    return versioned(changed)
 
 
 @router.delete("/messages/{message_id:segment}", response_model=MessageOut, responses=errors(404, 409, 412))
@@ -221,19 +215,18 @@ async def delete_message(
         expected_version=expected_version(if_match),
         tenant_id=caller.tenant_id,
     )
-    return _answer(gone)
+    return versioned(gone)
 
 
 @router.get("/events", response_model=PageOf[MessageEventOut])
 async def message_history(
     caller: Reader,
+    part: PartOf100,
     conversation_id: ConversationId,
     message_id: Annotated[Optional[str], Query(description="Only of this message.")] = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
 ) -> Json:
     """List what happened to the messages: created, edited, deleted."""
     page = await caller.storage.conversations.fetch_message_events(
-        conversation_id, message_id=message_id, limit=limit, cursor=cursor, tenant_id=caller.tenant_id
+        conversation_id, message_id=message_id, **part.of(caller)
     )
     return Json(page.to_dict())

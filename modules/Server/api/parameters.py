@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Dict, Optional
+from dataclasses import dataclass
+from typing import Annotated, Any, Awaitable, Callable, Dict, Optional
 
-from fastapi import Header, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
+from starlette.responses import Response
 
+from modules.Server.callers import Caller
 from modules.Server.models import ProblemOut
 from modules.Server.problems import MEDIA_TYPE, ApiError
-from modules.Server.replies import version_of
+from modules.Server.replies import etag, version_of, versioned
 
 __all__ = [
     "ConversationId",
@@ -17,9 +20,13 @@ __all__ = [
     "IfMatch",
     "IfNoneMatch",
     "Limit",
+    "Part",
+    "PartOf50",
+    "PartOf100",
     "errors",
     "expected_version",
     "not_modified",
+    "unless_known",
 ]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items wanted at most.")]
@@ -27,6 +34,35 @@ Cursor = Annotated[
     Optional[str],
     Query(max_length=4096, description="`next_cursor` of the part before, with the same filters."),
 ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a list is wanted.
+
+    Attributes:
+        limit: Items at most.
+        cursor: Where it begins; None: at the beginning.
+    """
+
+    limit: int
+    cursor: Optional[str]
+
+    def of(self, caller: Caller) -> Dict[str, Any]:
+        """Return the arguments that every list of a store takes."""
+        return {"limit": self.limit, "cursor": self.cursor, "tenant_id": caller.tenant_id}
+
+
+def _part_of(most: int) -> Callable[[int, Optional[str]], Awaitable[Part]]:
+    async def part(limit: Limit = most, cursor: Cursor = None) -> Part:
+        return Part(limit, cursor)
+
+    return part
+
+
+PartOf50 = Annotated[Part, Depends(_part_of(50))]
+PartOf100 = Annotated[Part, Depends(_part_of(100))]
+
 ConversationId = Annotated[
     str, Path(description="Id of the conversation; encode a slash as %2F.", examples=["c1"])
 ]
@@ -78,3 +114,10 @@ def not_modified(request: Request, version: int) -> bool:
     """Return whether the caller has this version already."""
     given = request.headers.get("if-none-match")
     return given is not None and any(version_of(tag) == version for tag in given.split(","))
+
+
+def unless_known(request: Request, thing: Any) -> Response:
+    """Return a thing with its ETag, or 304 to a caller that has this version already."""
+    if not_modified(request, thing.version):
+        return Response(status_code=304, headers=etag(thing.version))
+    return versioned(thing)

@@ -11,24 +11,23 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modules.Server.api.parameters import (
-    Cursor,
     IdempotencyKey,
     IfMatch,
     IfNoneMatch,
     Limit,
+    PartOf50,
     errors,
     expected_version,
-    not_modified,
+    unless_known,
 )
 from modules.Server.callers import Reader, Writer
 from modules.Server.models import Input, PageOf
 from modules.Server.models_tasks import BoardOut, TaskDetailsOut, TaskEventOut, TaskHitsOut, TaskOut
-from modules.Server.once import key_of_request
+from modules.Server.once import Reply, key_of_request, once
 from modules.Server.problems import ApiError
-from modules.Server.replies import Json, etag
+from modules.Server.replies import Json, etag, versioned
 from modules.task_store.errors import TaskNotFoundError
 from modules.task_store.models import TASK_MOVES
-from modules.task_store.records import Task
 
 __all__ = [
     "Comment",
@@ -100,20 +99,15 @@ class Comment(Input):
     actor_id: Optional[str] = None
 
 
-def _answer(task: Task, status: int = 200) -> Json:
-    return Json(task.to_dict(), status, etag(task.version))
-
-
 @router.get("", response_model=PageOf[TaskOut])
 async def list_tasks(
     caller: Reader,
+    part: PartOf50,
     status: Annotated[Optional[_Status], Query()] = None,
     owner_id: Annotated[Optional[str], Query(description="Only of this owner.")] = None,
     conversation_id: Annotated[Optional[str], Query(description="Only of this conversation.")] = None,
     parent_id: Annotated[Optional[str], Query(description="Only children of this task.")] = None,
     tag: Annotated[Optional[str], Query(description="Only with this tag.")] = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
 ) -> Json:
     """List tasks."""
     page = await caller.storage.tasks.list_tasks(
@@ -122,9 +116,7 @@ async def list_tasks(
         conversation_id=conversation_id,
         parent_id=parent_id,
         tag=tag,
-        limit=limit,
-        cursor=cursor,
-        tenant_id=caller.tenant_id,
+        **part.of(caller),
     )
     return Json(page.to_dict())
 
@@ -142,7 +134,7 @@ async def create_task(
         tenant_id=caller.tenant_id,
         **given,
     )
-    return _answer(made, 201)
+    return versioned(made, 201)
 
 
 @router.get("/board", response_model=BoardOut)
@@ -190,9 +182,7 @@ async def get_task(
     found = await caller.storage.tasks.get_task(task_id, tenant_id=caller.tenant_id)
     if found is None:
         raise TaskNotFoundError(task_id)
-    if not_modified(request, found.version):
-        return Response(status_code=304, headers=etag(found.version))
-    return _answer(found)
+    return unless_known(request, found)
 
 
 @router.get("/{task_id:segment}/details", response_model=TaskDetailsOut, responses=errors(404))
@@ -213,20 +203,31 @@ async def change_task(caller: Writer, task_id: _TaskId, body: TaskChange, if_mat
     changed = await caller.storage.tasks.update_task(
         task_id, **given, expected_version=expected_version(if_match), tenant_id=caller.tenant_id
     )
-    return _answer(changed)
+    return versioned(changed)
 
 
 @router.post("/{task_id:segment}/move", response_model=TaskOut, responses=errors(404, 409, 412))
-async def move_task(caller: Writer, task_id: _TaskId, body: Move, if_match: IfMatch = None) -> Json:
+async def move_task(
+    caller: Writer,
+    request: Request,
+    task_id: _TaskId,
+    body: Move,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Json:
     """Move a task to another status; a move that is not allowed is explained (409)."""
-    moved = await caller.storage.tasks.transition_task(
-        task_id,
-        body.status,
-        reason=body.reason,
-        expected_version=expected_version(if_match),
-        tenant_id=caller.tenant_id,
-    )
-    return _answer(moved)
+
+    async def effect(stores: Any) -> Reply:
+        moved = await stores.tasks.transition_task(
+            task_id,
+            body.status,
+            reason=body.reason,
+            expected_version=expected_version(if_match),
+            tenant_id=caller.tenant_id,
+        )
+        return Reply(moved.to_dict(), 200, etag(moved.version))
+
+    return await once(request, caller, effect, body.model_dump())
 
 
 @router.delete("/{task_id:segment}", status_code=204, response_model=None, responses=errors(404))
@@ -268,9 +269,19 @@ async def remove_dependency(
 @router.post(
     "/{task_id:segment}/comments", status_code=201, response_model=TaskEventOut, responses=errors(404)
 )
-async def comment(caller: Writer, task_id: _TaskId, body: Comment) -> Json:
+async def comment(
+    caller: Writer,
+    request: Request,
+    task_id: _TaskId,
+    body: Comment,
+    idempotency_key: IdempotencyKey = None,
+) -> Json:
     """Add a comment."""
-    said = await caller.storage.tasks.add_comment(
-        task_id, body.text, actor_id=body.actor_id, tenant_id=caller.tenant_id
-    )
-    return Json(said.to_dict(), 201)
+
+    async def effect(stores: Any) -> Reply:
+        said = await stores.tasks.add_comment(
+            task_id, body.text, actor_id=body.actor_id, tenant_id=caller.tenant_id
+        )
+        return Reply(said.to_dict(), 201)
+
+    return await once(request, caller, effect, body.model_dump())

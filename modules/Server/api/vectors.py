@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from modules.Server.api.parameters import Cursor, Limit, errors
+from modules.Server.api.parameters import PartOf100, errors
 from modules.Server.callers import Reader, Writer
 from modules.Server.models import CollectionOut, CountOut, DocumentOut, Input, NeighboursOut, PageOf
 from modules.Server.replies import Json
@@ -116,16 +116,13 @@ async def delete_collection(caller: Writer, collection: _Collection) -> Response
 @router.get("/{collection:segment}/documents", response_model=PageOf[DocumentOut], responses=errors(404, 501))
 async def list_documents(
     caller: Reader,
+    part: PartOf100,
     collection: _Collection,
     namespace: _Namespace = None,
     include_vectors: bool = False,
-    limit: Limit = 100,
-    cursor: Cursor = None,
 ) -> Json:
     """List the documents of a collection by id."""
-    page = await caller.storage.vectors.scroll(
-        collection, limit=limit, cursor=cursor, namespace=namespace, tenant_id=caller.tenant_id
-    )
+    page = await caller.storage.vectors.scroll(collection, namespace=namespace, **part.of(caller))
     items = [_document(item, include_vectors) for item in page.items]
     return Json({"items": items, "next_cursor": page.next_cursor})
 

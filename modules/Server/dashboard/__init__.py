@@ -52,4 +52,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(LoginNeededError, login.login_needed)
     app.state.error_page = error_page
     for page in PAGES:
-        app.include_router(page.router, include_in_schema=False)
+        app.router.routes.extend(page.router.routes)

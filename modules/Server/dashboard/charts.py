@@ -7,7 +7,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from markupsafe import Markup, escape
 
-__all__ = ["Dot", "Span", "bar", "scatter", "sparkline", "timeline"]
+__all__ = ["Dot", "Span", "areas", "bar", "scatter", "sparkline", "timeline"]
 
 
 class Dot(NamedTuple):
@@ -59,6 +59,45 @@ def sparkline(values: Sequence[Optional[float]], *, label: str, width: int = 160
 def _area(points: Sequence[str], height: int) -> Markup:
     first, last = points[0].split(",")[0], points[-1].split(",")[0]
     return Markup('<polygon points="{},{h} {} {},{h}"/>').format(first, " ".join(points), last, h=height)
+
+
+def areas(
+    series: Sequence[Tuple[str, Sequence[Optional[float]]]], *, label: str, width: int = 720, height: int = 90
+) -> Markup:
+    """Return areas over time, one on top of the other, each with a class of its own name.
+
+    Args:
+        series: Class and numbers of each, oldest first, as many of each; None, where it is not known, counts as 0.
+        label: What they show.
+        width: In pixels.
+        height: In pixels.
+    """
+    moments = len(series[0][1]) if series else 0
+    if moments < 2:
+        return Markup('<span class="muted small">collecting …</span>')
+    floors = [0.0] * moments
+    heaps: List[Tuple[str, List[float], List[float]]] = []
+    for name, values in series:
+        tops = [floor + (value or 0.0) for floor, value in zip(floors, values)]
+        heaps.append((name, floors, tops))
+        floors = tops
+    scale = (height - 4) / (max(floors) or 1.0)
+    step = width / (moments - 1)
+
+    def line(heights: Sequence[float]) -> List[str]:
+        return [f"{index * step:.1f},{height - scale * value:.1f}" for index, value in enumerate(heights)]
+
+    pieces = [
+        Markup('<polygon class="part-{}" points="{}"/>').format(
+            name, " ".join(line(tops) + line(bottoms)[::-1])
+        )
+        for name, bottoms, tops in heaps
+        if tops != bottoms
+    ]
+    return Markup(
+        '<svg class="areas" viewBox="0 0 {w} {h}" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        "<title>{label}</title>{pieces}</svg>"
+    ).format(w=width, h=height, label=label, pieces=Markup("").join(pieces))
 
 
 def bar(parts: Sequence[Tuple[str, float]], *, label: str, width: int = 320, height: int = 10) -> Markup:

@@ -29,7 +29,6 @@ from modules.Server.services import services_of
 from modules.Server.sessions import COOKIE
 from modules.storage.version import __version__
 from modules.store_common.clock import utc_now
-from modules.store_common.deadlines import within
 from modules.store_common.errors import StorageError
 
 __all__ = [
@@ -62,7 +61,9 @@ NAVIGATION = (
 )
 
 _HERE = Path(__file__).parent
+# Seconds between two looks of an open page that nobody wakes: few after a change, more while nothing changes.
 _LIVE_EVERY_S = 2.0
+_LIVE_AT_LEAST_EVERY_S = 5.0
 # However much is written, a page is not made anew more often than that.
 _PAUSE_S = 0.3
 _LONG = 20_000
@@ -228,23 +229,23 @@ def page(router: APIRouter, path: str, template: str) -> Callable[[Loader], Load
 async def _changes(template: str, load: Loader, visitor: Visitor, request: Request) -> AsyncIterator[bytes]:
     services = visitor.services
     block = _templates.get_template(template).blocks["live"]
-    last = ""
-    with services.feed.counted() as woken:
+    last, pause_s = "", _LIVE_EVERY_S
+    async with services.feed.page(visitor.tenant_id) as subscription:
         yield b"retry: 3000\n\n"
         while not services.traffic.draining and services.sessions.get(request.cookies.get(COOKIE)):
             try:
+                if not await services.authenticator.still_holds(visitor.session.key):
+                    return
                 names = _names(visitor, request, await load(visitor, request))
             except StorageError:
                 yield event({}, name="lost")
                 return
             context = _templates.get_template(template).new_context(names)
             text = "".join(block(context))
+            pause_s = min(pause_s * 1.5, _LIVE_AT_LEAST_EVERY_S) if text == last else _LIVE_EVERY_S
             if text != last:
                 last = text
                 yield event({"html": text}, name="part")
-            woken.clear()
             await asyncio.sleep(_PAUSE_S)
-            try:
-                await within(woken.wait(), _LIVE_EVERY_S)
-            except asyncio.TimeoutError:
+            if not await subscription.wait(pause_s):
                 yield b": alive\n\n"

@@ -197,6 +197,8 @@ class PostgresExecutor:
                 "closing": 0,
                 "waiting": 0,
                 "limit": self._budget.limit,
+                "waits": 0,
+                "wait_ms": 0,
             }
         return found[0].statistics
 

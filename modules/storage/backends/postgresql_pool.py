@@ -88,6 +88,8 @@ class PostgresPool:
         self._holders: Counter[Any] = Counter()
         self._closing: Set[asyncio.Task[None]] = set()
         self._open = 0
+        self._waits = 0
+        self._waited_s = 0.0
         self._closed = False
         # connections opened before this moment may be dead: the server was seen to go away
         self._suspect_before = 0.0
@@ -108,7 +110,7 @@ class PostgresPool:
 
     @property
     def statistics(self) -> Dict[str, int]:
-        """Connections open, in use, idle and being closed, calls that wait, and the limit."""
+        """Connections open, in use, idle and being closed, calls that wait, the limit; waits and their ms so far."""
         idle = len(self._idle)
         return {
             "size": self._open,
@@ -117,6 +119,8 @@ class PostgresPool:
             "closing": len(self._closing),
             "waiting": len(self._waiters),
             "limit": self._budget.limit,
+            "waits": self._waits,
+            "wait_ms": int(self._waited_s * 1000),
         }
 
     @asynccontextmanager
@@ -293,6 +297,8 @@ class PostgresPool:
             raise
         finally:
             timer.cancel()
+            self._waits += 1
+            self._waited_s += time.monotonic() - started
         if pooled is not None:
             return pooled
         # a connection was closed and its share of the budget is ours

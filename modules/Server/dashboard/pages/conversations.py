@@ -13,7 +13,7 @@ from modules.store_common.errors import StorageError
 
 __all__ = ["create", "list_conversations", "router", "search"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _PAGE = 30
 _HITS = 30
 _STATUSES = ("active", "archived", "deleted")
@@ -44,7 +44,11 @@ async def create(request: Request, visitor: VisitorHere) -> Response:
     """Make a conversation."""
     form: Any = await request.form()
     title = str(form.get("title", "")).strip() or None
-    made = await visitor.storage.conversations.create_conversation(title=title, tenant_id=visitor.tenant_id)
+    store = visitor.storage.conversations
+    try:
+        made = await store.create_conversation(title=title, tenant_id=visitor.tenant_id)
+    except StorageError as exc:
+        return back("/conversations", str(exc))
     return back(f"/conversations/{made.id}")
 
 

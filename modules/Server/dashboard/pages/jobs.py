@@ -20,7 +20,7 @@ from modules.store_common.errors import StorageError
 
 __all__ = ["act", "enqueue", "job", "jobs", "redrive", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _PAGE = 40
 _RUNS = 30
 _LINES = 200

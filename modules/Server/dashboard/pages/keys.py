@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from modules.Server.dashboard.rendering import back, page
 from modules.Server.dashboard.visitors import Visitor, VisitorHere
-from modules.store_common.errors import ConcurrencyError
+from modules.store_common.errors import ConcurrencyError, StorageError
 from modules.Tools.Base_Tools.kv_store import KeyNotFoundError
 
 __all__ = ["change", "key", "namespaces", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _PAGE = 50
 
 
@@ -64,6 +64,8 @@ async def change(request: Request, visitor: VisitorHere) -> Response:
         await store.set(namespace, name, value, expected_version=expected, tenant_id=visitor.tenant_id)
     except ConcurrencyError:
         return back(here, "Somebody changed it meanwhile: nothing was written. This is how it is now.")
+    except StorageError as exc:
+        return back("/kv", str(exc))
     return back(here, "Stored.")
 
 

@@ -16,7 +16,7 @@ from modules.Server.sessions import COOKIE
 
 __all__ = ["choose_tenant", "log_in", "log_out", "login_needed", "router", "show_login"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 async def login_needed(request: Request, exc: Exception) -> Response:

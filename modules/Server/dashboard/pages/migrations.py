@@ -15,7 +15,7 @@ from modules.storage.opening import run_in_thread
 
 __all__ = ["migrations", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 @page(router, "/migrations", "migrations.html")

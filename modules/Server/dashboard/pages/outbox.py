@@ -13,7 +13,7 @@ from modules.Server.problems import ApiError
 
 __all__ = ["act", "outbox", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _SHOWN = 50
 _STATES = ("parked", "pending", "done")
 

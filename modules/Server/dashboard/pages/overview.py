@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request
 
 from modules.Server.dashboard.rendering import page
 from modules.Server.dashboard.visitors import Visitor
+from modules.Server.history import History
 from modules.storage.health import StorageHealthStatus
 
 __all__ = ["overview", "router"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _RECENT = 6
 _NAMES = {
     "sql": "SQL database",
@@ -24,6 +25,14 @@ _NAMES = {
     "job_store": "Jobs",
     "outbox": "Outbox",
 }
+# What the check of the job store tells, and which state it is of.
+_JOBS = (
+    ("running", "running", "running"),
+    ("scheduled", "backlog", "waiting"),
+    ("failed", "dead", "dead letters"),
+)
+# The check counts no further.
+_COUNTED = 10_000
 
 
 @page(router, "/", "overview.html")
@@ -55,6 +64,7 @@ async def overview(visitor: Visitor, request: Request) -> Dict[str, Any]:
         "traffic": visitor.services.traffic,
         "streams": visitor.services.feed.open_streams,
         "outbox": _outbox(sample.health) if visitor.may("monitor") else None,
+        "jobs": _jobs(history) if visitor.may("monitor") else [],
         "recent": recent.items,
     }
 
@@ -82,6 +92,17 @@ def _pool(numbers: Dict[str, int]) -> List[Dict[str, Any]]:
         },
         {"label": "Waiting to read", "value": str(numbers.get("reader_waiting", 0)), "note": "", "parts": []},
     ]
+
+
+def _jobs(history: History) -> List[Dict[str, Any]]:
+    """Return the jobs of all tenants by state over the last minutes; nothing where there were none."""
+    found = []
+    for state, name, label in _JOBS:
+        values = history.numbers("job_store", name)
+        now = int(values[-1] or 0) if values else 0
+        number = f"{now:,}" + ("+" if now >= _COUNTED else "")
+        found.append({"state": state, "label": label, "now": number, "series": (state, values)})
+    return found if any(any(one["series"][1]) for one in found) else []
 
 
 def _outbox(health: StorageHealthStatus) -> Optional[Dict[str, Any]]:

@@ -18,7 +18,7 @@ from modules.task_store.models import TASK_MOVES
 
 __all__ = ["act", "board", "create", "move", "router", "task"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _SHOWN = 40
 _NAMES = {
     "draft": "Draft",
@@ -48,14 +48,16 @@ async def create(request: Request, visitor: VisitorHere) -> Response:
     """Create a task."""
     form: Any = await request.form()
     title = str(form.get("title", "")).strip()
-    if title:
+    try:
         await visitor.storage.tasks.create_task(
             title,
             description=str(form.get("description", "")).strip() or None,
             status="ready" if form.get("ready") else "draft",
             tenant_id=visitor.tenant_id,
         )
-    return back("/tasks")
+    except StorageError as exc:
+        return back("/tasks", str(exc))
+    return back("/tasks", "Created.")
 
 
 @router.post("/tasks/{task_id:segment}/move")
@@ -73,7 +75,7 @@ async def move(request: Request, visitor: VisitorHere, task_id: str) -> Response
         )
     except StorageError as exc:
         moved, says = False, str(exc)
-    visitor.services.feed.wake_pages()
+    visitor.services.feed.wake_pages(visitor.tenant_id)
     if "application/json" in request.headers.get("accept", ""):
         return Json({"moved": moved, "says": says}, 200 if moved else 409)
     return back(str(form.get("back") or "/tasks") if form.get("back") == _path(task_id) else "/tasks", says)

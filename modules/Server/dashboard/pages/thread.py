@@ -15,7 +15,7 @@ from modules.Server.dashboard.visitors import Visitor, VisitorHere
 
 __all__ = ["act", "add_message", "router", "thread"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _MESSAGES = 50
 # How far the tree of forks is looked for: up this many steps, down among this many conversations.
 _STEPS_UP = 20

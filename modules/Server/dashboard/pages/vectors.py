@@ -19,7 +19,7 @@ from modules.store_common.errors import NotConfiguredError, StorageError
 
 __all__ = ["collection", "collections", "router", "two_dimensions"]
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 _ON_THE_MAP = 500
 _NEAR = 12
 _LABEL = 80

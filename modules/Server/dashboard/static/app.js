@@ -4,6 +4,14 @@
 const main = document.getElementById("main");
 const live = document.getElementById("live");
 
+// on a phone the names of the pages are one long line: the one that is shown comes into view
+const here = document.querySelector(".side nav [aria-current]");
+const names = here?.closest("nav");
+if (names) {
+  const [inner, outer] = [here, names].map((each) => each.getBoundingClientRect());
+  names.scrollLeft += inner.left - outer.left - (outer.width - inner.width) / 2;
+}
+
 /** Put a new version of the live part in place, keeping focus, open details and the reader's place. */
 function replace(html) {
   if (document.body.classList.contains("dragging")) return;
