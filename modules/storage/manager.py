@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Type, Union
 
+from modules.storage.domain_stores import DomainStores
 from modules.storage.health import HealthMonitor, StorageHealthStatus, check_all
 from modules.storage.maintenance import Maintenance
 from modules.storage.manager_checks import health_checks, verify_tables
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from modules.access_store.repository import AccessStore
-    from modules.conversation_store.repository import ConversationStore
     from modules.job_store.queue import JobQueue
-    from modules.job_store.repository import JobStore
     from modules.storage.adapters import DomainStoreFactory
     from modules.storage.backends.postgresql import PostgreSQLBackend
     from modules.storage.backends.sqlite import SQLiteBackend
@@ -42,15 +41,13 @@ if TYPE_CHECKING:
     from modules.storage.semantic import SemanticIndex
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
-    from modules.task_store.repository import TaskStore
-    from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["StorageManager"]
 
 logger = logging.getLogger(__name__)
 
 
-class StorageManager(UnitsOfWork, MongoAccess):
+class StorageManager(DomainStores, UnitsOfWork, MongoAccess):
     """Owns the stores of an application.
 
     Nothing is opened before `initialize()` (or `async with`). Stores are made at first access.
@@ -201,33 +198,9 @@ class StorageManager(UnitsOfWork, MongoAccess):
     # --- stores -------------------------------------------------------------------------------------------------
 
     @property
-    def conversations(self) -> ConversationStore:
-        """Users, sessions, conversations and their messages."""
-        store: ConversationStore = self._store("conversations")
-        return store
-
-    @property
-    def kv(self) -> KeyValueStore:
-        """Values by namespace and key."""
-        store: KeyValueStore = self._store("kv")
-        return store
-
-    @property
     def access(self) -> AccessStore:
         """The tokens of the HTTP API."""
         store: AccessStore = self._store("access")
-        return store
-
-    @property
-    def tasks(self) -> TaskStore:
-        """Tasks: what is to be done, in which order, and how far it is."""
-        store: TaskStore = self._store("tasks")
-        return store
-
-    @property
-    def jobs(self) -> JobStore:
-        """Jobs of one tenant at a time: enqueue, read, change, schedule."""
-        store: JobStore = self._store("jobs")
         return store
 
     @property

@@ -5,23 +5,20 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any, Optional
 
+from modules.storage.domain_stores import DomainStores
 from modules.storage.unit_contracts import UnitOfWorkError, UnitOfWorkState
 from modules.store_common.values import encode_json
 
 if TYPE_CHECKING:
-    from modules.conversation_store.repository import ConversationStore
-    from modules.job_store.repository import JobStore
     from modules.storage.unit_documents import UnitDocuments
     from modules.storage.unit_staging import Staging
     from modules.storage.vectors.base import VectorProvider
     from modules.store_common.tenancy import TenantPolicy
-    from modules.task_store.repository import TaskStore
-    from modules.Tools.Base_Tools.kv_store import KeyValueStore
 
 __all__ = ["UnitStores"]
 
 
-class UnitStores(abc.ABC):
+class UnitStores(DomainStores):
     """What `unit_of_work.UnitOfWork` has of stores."""
 
     _state: UnitOfWorkState
@@ -34,34 +31,6 @@ class UnitStores(abc.ABC):
     @abc.abstractmethod
     def _require_open(self) -> None:
         """Refuse what comes before or after the unit's block."""
-
-    @abc.abstractmethod
-    def _store(self, name: str) -> Any:
-        """Return the store of that name inside the unit."""
-
-    @property
-    def conversations(self) -> ConversationStore:
-        """The conversation store, inside this unit."""
-        store: ConversationStore = self._store("conversations")
-        return store
-
-    @property
-    def kv(self) -> KeyValueStore:
-        """The key-value store, inside this unit."""
-        store: KeyValueStore = self._store("kv")
-        return store
-
-    @property
-    def tasks(self) -> TaskStore:
-        """The task store, inside this unit."""
-        store: TaskStore = self._store("tasks")
-        return store
-
-    @property
-    def jobs(self) -> JobStore:
-        """The job store, inside this unit: its jobs exist if and only if the unit commits."""
-        store: JobStore = self._store("jobs")
-        return store
 
     @property
     def vectors(self) -> VectorProvider:

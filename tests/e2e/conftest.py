@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
+
+from tests.support.postgres import ROOT
+
+# Variables that Python or the package read before they run: such a run is a process of its own.
+_READ_AT_IMPORT = {"PYTHONPATH", "ATLAS_TEST_FAILPOINTS"}
 
 PROGRAM = Path(sys.executable).with_name("atlas-storage")
 
@@ -17,10 +25,10 @@ PROGRAM = Path(sys.executable).with_name("atlas-storage")
 class Result:
     """What a run gave."""
 
-    def __init__(self, done: subprocess.CompletedProcess[bytes]) -> None:
-        self.code = done.returncode
-        self.stdout = done.stdout.decode()
-        self.stderr = done.stderr.decode()
+    def __init__(self, code: int, stdout: bytes, stderr: bytes) -> None:
+        self.code = code
+        self.stdout = stdout.decode()
+        self.stderr = stderr.decode()
 
     @property
     def json(self) -> Any:
@@ -36,10 +44,63 @@ class Result:
         return f"exit {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
 
 
+class WarmProgram:
+    """The process of `warm_program`, started by the first run."""
+
+    def __init__(self) -> None:
+        self._process: Optional[subprocess.Popen[bytes]] = None
+
+    def run(self, directory: Path, arguments: List[str], stdin: bytes, environment: Dict[str, str]) -> Result:
+        """Run the program with its files in `directory`."""
+        files = {name: str(directory / name) for name in ("stdin", "stdout", "stderr")}
+        for name, path in files.items():
+            Path(path).write_bytes(stdin if name == "stdin" else b"")
+        request = {"arguments": arguments, "environment": environment, **files}
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({**request, "directory": str(directory / "work")}).encode() + b"\n")
+        process.stdin.flush()
+        code = int(self._answer(90))
+        return Result(code, Path(files["stdout"]).read_bytes(), Path(files["stderr"]).read_bytes())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "PYTHONWARNINGS": "error",
+            "PYTHONPATH": str(ROOT),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.warm_program"],
+            cwd="/", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        assert self._answer(60) == b"ready"
+        return self._process
+
+    def _answer(self, seconds: float) -> bytes:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        if not ready:
+            self.close()
+            pytest.fail(f"the program did not end within {seconds} s")
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        """End the process and what it has forked."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 class Cli:
     """Runs the program."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, warm: Optional[WarmProgram] = None) -> None:
+        self._directory = directory
+        self._warm = warm
         self.directory = directory / "work"
         home = directory / "home"
         self.directory.mkdir()
@@ -55,16 +116,20 @@ class Cli:
     def __call__(
         self, *arguments: Any, code: Optional[int] = 0, stdin: bytes = b"", **environment: str
     ) -> Result:
-        done = subprocess.run(
-            self.command(*arguments),
-            input=stdin,
-            capture_output=True,
-            cwd=self.directory,
-            env={**self.environment, **environment},
-            timeout=90,
-            check=False,
-        )
-        result = Result(done)
+        command, given = self.command(*arguments), {**self.environment, **environment}
+        if self._warm is not None and not _READ_AT_IMPORT & given.keys():
+            result = self._warm.run(self._directory, command, stdin, given)
+        else:
+            done = subprocess.run(
+                command,
+                input=stdin,
+                capture_output=True,
+                cwd=self.directory,
+                env=given,
+                timeout=90,
+                check=False,
+            )
+            result = Result(done.returncode, done.stdout, done.stderr)
         assert code is None or result.code == code, result
         assert "Traceback" not in result.stderr or "--debug" in arguments, result
         return result
@@ -82,13 +147,26 @@ class Cli:
         return path
 
 
+@pytest.fixture(scope="session")
+def _warm_program() -> Iterator[WarmProgram]:
+    program = WarmProgram()
+    yield program
+    program.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return Cli(tmp_path)
+def warm(_warm_program: WarmProgram) -> Optional[WarmProgram]:
+    """What runs the program without importing it anew; None: each run is a new process."""
+    return _warm_program
+
+
+@pytest.fixture
+def cli(tmp_path: Path, warm: Optional[WarmProgram]) -> Cli:
+    return Cli(tmp_path, warm)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def cli_on(request: pytest.FixtureRequest, cli: Cli, databases: Any) -> Cli:
     """The program on a database of each kind that outlives a process."""
-    cli.url = databases.url(request.param)
+    cli.url = databases.url(request.param, migrated=True)
     return cli

@@ -54,7 +54,18 @@ COMMANDS = [
     ["jobs"],
     ["outbox"],
 ]
+ITSELF = {
+    "test_init_makes_a_private_place_once",
+    "test_configuration_by_file_environment_and_option",
+    "test_stored_text_cannot_steer_the_terminal",
+}
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+
+
+@pytest.fixture
+def warm(request: pytest.FixtureRequest) -> Any:
+    """Some of these run the installed program itself, imports and all."""
+    return None if request.node.originalname in ITSELF else request.getfixturevalue("_warm_program")
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -218,8 +229,9 @@ def test_keys_on_each_database(cli_on: Any) -> None:
     assert cli("kv", "incr", "n", "word", code=1).stderr.count("\n") == 1
 
 
-def test_the_schema_on_each_database(cli_on: Any) -> None:
+def test_the_schema_on_each_database(cli_on: Any, databases: Any) -> None:
     cli = cli_on
+    cli.url = databases.url(cli.url.partition(":")[0])
     state = cli("current", "--json", code=1).json
     pending = state["pending"]
     assert (state["current"], state["up_to_date"], pending[-1]) == (None, False, state["head"])
