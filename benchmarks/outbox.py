@@ -23,6 +23,8 @@ __all__ = ["run"]
 
 _DIMENSION = 8
 _ENTRIES = 10_000
+# Calls of one side before it is the other's turn.
+_TURN = 5
 
 
 def run(report: Report, plan: Plan, directory: Path, say: Callable[[str], None]) -> None:
@@ -112,16 +114,21 @@ async def _unit(storage: Any, plan: Plan, group: str) -> Row:
 
 
 async def _pairs(first: Any, second: Any, plan: Plan) -> Any:
-    """Return mean seconds of a call of each, for each repetition: the two of a pair ran one right after the other."""
+    """Return mean seconds of a call of each, for each repetition; the two take turns of five calls within it."""
     results: List[List[float]] = [[], []]
-    calls = 100 if plan.quick else 300
+    turns = 20 if plan.quick else 60
     for repetition in range(plan.repetitions + 1):
-        for place, call in enumerate((first, second)):
-            started = time.perf_counter()
-            for _ in range(calls):
-                await call()
-            if repetition:
-                results[place].append((time.perf_counter() - started) / calls)
+        spent = [0.0, 0.0]
+        for turn in range(turns):
+            # who begins changes, so that what follows on the other's writes is shared
+            for place in (0, 1) if turn % 2 else (1, 0):
+                started = time.perf_counter()
+                for _ in range(_TURN):
+                    await (first, second)[place]()
+                spent[place] += time.perf_counter() - started
+        if repetition:
+            for place in (0, 1):
+                results[place].append(spent[place] / (turns * _TURN))
     return results
 
 

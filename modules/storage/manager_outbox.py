@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from modules.storage.health import HealthStatus
 from modules.storage.outbox import Outbox
-from modules.storage.outbox_lane import RelayOptions
+from modules.storage.outbox_options import RelayOptions
 from modules.storage.outbox_queue import OutboxEntry
 from modules.storage.outbox_targets import Apply, DocumentTarget, Target
 from modules.storage.staged_documents import COLLECTION_ID, read_many
@@ -49,13 +49,13 @@ def make_outbox(
     outbox = Outbox(executor, options, wakeups)
     if vectors.is_remote:
         outbox.targets.register(_vector_target(vectors.backend, executor, lambda: vectors.default))
-    vectors.when_added(lambda name, provider: _add_vector_target(outbox, executor, name, provider))
+
+    def add(name: str, provider: VectorProvider) -> None:
+        if not vectors.joins(provider) and name not in outbox.targets.names:
+            outbox.targets.register(_vector_target(name, executor, lambda: provider))
+
+    vectors.when_added(add)
     return outbox
-
-
-def _add_vector_target(outbox: Outbox, executor: Executor, name: str, provider: VectorProvider) -> None:
-    if not provider.capabilities.transactional and name not in outbox.targets.names:
-        outbox.targets.register(_vector_target(name, executor, lambda: provider))
 
 
 def _vector_target(name: str, executor: Executor, provider: Any) -> Target:

@@ -115,6 +115,8 @@ class VectorStores:
         self._lock = threading.RLock()
         self._registry: Optional[VectorStoreRegistry] = None
         self._made: List[Tuple[str, VectorProvider]] = []
+        # their options name the executor of another database
+        self._elsewhere: List[VectorProvider] = []
         self._listeners: List[Callable[[str, VectorProvider], Any]] = []
         self._closed = False
 
@@ -131,6 +133,10 @@ class VectorStores:
     def when_added(self, listener: Callable[[str, VectorProvider], Any]) -> None:
         """Have `listener(name, provider)` called for each provider that is made from now on."""
         self._listeners.append(listener)
+
+    def joins(self, provider: VectorProvider) -> bool:
+        """Whether `provider` takes part in transactions of the SQL database, and not in those of another one."""
+        return provider.capabilities.transactional and not any(provider is other for other in self._elsewhere)
 
     @property
     def registry(self) -> VectorStoreRegistry:
@@ -180,6 +186,8 @@ class VectorStores:
         if not self._closed:
             made.open_on_use()
         self._made.append((name, made))
+        if options.get("executor", self._executor) is not self._executor:
+            self._elsewhere.append(made)
         for listener in self._listeners:
             listener(name, made)
         return made
@@ -198,8 +206,12 @@ class VectorStores:
                 "call storage.vectors after the unit"
             )
         staging = getattr(executor, "staging", None)
-        if provider.capabilities.transactional or staging is None:
+        if self.joins(provider):
             return provider.within(executor)
+        if staging is None:
+            raise NotConfiguredError(
+                f"the vector store {name} is not in this database, and nothing can be staged here"
+            )
         from modules.storage.vectors.staged import StagedVectors
 
         return StagedVectors(provider, name, executor, staging, self._tenancy)

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Iterable, Optional, Sequence
 
 from modules.storage.operations import Executor
-from modules.storage.outbox_lane import Counters, RelayOptions
+from modules.storage.outbox_options import Counters, RelayOptions
 from modules.storage.outbox_queue import OutboxKey
 from modules.storage.outbox_relay import Relay, channel_of
 from modules.storage.outbox_targets import Apply, Target, TargetRegistry

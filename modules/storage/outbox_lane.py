@@ -6,15 +6,15 @@ Each apply has a deadline of its own; one that takes long gives its place to the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 from modules.storage.operations import Executor
+from modules.storage.outbox_options import Counters, RelayOptions
 from modules.storage.outbox_queue import (
-    MAX_ATTEMPTS,
     OutboxEntry,
     OutboxKey,
     again,
@@ -25,13 +25,14 @@ from modules.storage.outbox_queue import (
 )
 from modules.storage.outbox_targets import Target
 from modules.storage.outbox_upkeep import due_in, renew
+from modules.storage.unit_tasks import to_the_end
 from modules.store_common import failpoints
 from modules.store_common.backoff import full_jitter
 from modules.store_common.deadlines import within
-from modules.store_common.errors import StorageError
+from modules.store_common.errors import StorageError, UnavailableError
 from modules.store_common.ids import new_id
 
-__all__ = ["Counters", "Lane", "RelayOptions"]
+__all__ = ["Lane"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,51 +40,8 @@ logger = logging.getLogger(__name__)
 _RENEW_SHARE = 0.33
 # Entries of one claim at most.
 _CLAIM_LIMIT = 256
-
-
-@dataclass(frozen=True)
-class RelayOptions:
-    """How a relay works.
-
-    Attributes:
-        poll_s: Seconds between two looks for what other processes staged.
-        apply_timeout_s: Deadline of one apply, in seconds.
-        max_attempts: Failures in a row after which a key is parked.
-        concurrency: Applies of one target at once, not counting slow ones.
-        max_in_flight: Applies of one target at once, slow ones and all.
-        slow_after_s: An apply gives its place to another after so many seconds.
-        lease_s: A relay that died loses its keys after so many seconds.
-        keep_done_s: Rows of keys that are clean are removed after so many seconds.
-        keep_keys_s: Keys of units are forgotten after so many seconds; 0 keeps them.
-    """
-
-    poll_s: float = 1.0
-    apply_timeout_s: float = 10.0
-    max_attempts: int = MAX_ATTEMPTS
-    concurrency: int = 64
-    max_in_flight: int = 1024
-    slow_after_s: float = 0.25
-    lease_s: float = 3.0
-    keep_done_s: float = 3600.0
-    keep_keys_s: float = 30 * 86400.0
-
-
-class Counters:
-    """What relays and units of this process have done, by event and target; for metrics.
-
-    Events: staged (units that staged something), applied, failed, parked (attempts that were the last), lost (leases).
-    """
-
-    def __init__(self) -> None:
-        self.events: Counter[Tuple[str, str]] = Counter()
-
-    def add(self, event: str, target: str, count: int = 1) -> None:
-        """Count an event."""
-        self.events[event, target] += count
-
-    def total(self, event: str) -> int:
-        """Return the count of an event over all targets."""
-        return sum(count for (name, _), count in self.events.items() if name == event)
+# Failures in a row that park nothing: the target itself was not there.
+_NEVER = 2**31
 
 
 class Lane:
@@ -117,7 +75,7 @@ class Lane:
         self._ready: Deque[List[OutboxEntry]] = deque()
         self._tasks: Set[asyncio.Task[None]] = set()
         self._done: List[OutboxEntry] = []
-        self._failed: List[Tuple[OutboxEntry, str]] = []
+        self._failed: List[Tuple[OutboxEntry, str, int]] = []
         self._troubles = 0
         # the last claim took as many as it could: there may be more, and nobody need ask first
         self._more = False
@@ -164,13 +122,21 @@ class Lane:
                 return options.poll_s if due_s is None else min(due_s, options.poll_s)
         if failpoints.armed:
             await failpoints.meet("relay.before_claim")
-        entries = await self._executor.run(claim, self._target.name, self._token, free, options.lease_s)
-        if failpoints.armed and entries:
-            await failpoints.meet("relay.claimed")
-        self._take(entries)
+        entries = await to_the_end(self._claim(free))
+        self._line_up(entries)
         self._more = len(entries) == free
         # none: another relay was faster, or a unit that is not yet committed holds the row
         return 0.0 if entries else min(0.05, options.poll_s)
+
+    async def _claim(self, free: int) -> Sequence[OutboxEntry]:
+        """Claim, and know of it even if the lane is ended meanwhile: `_end` gives back what is known to be held."""
+        now = time.monotonic()
+        entries = await self._executor.run(claim, self._target.name, self._token, free, self._options.lease_s)
+        if failpoints.armed and entries:
+            await failpoints.meet("relay.claimed")
+        for entry in entries:
+            self._flying[entry.fence, entry.address] = (entry, now)
+        return entries
 
     def _trouble(self, exc: StorageError) -> float:
         self._troubles += 1
@@ -180,11 +146,9 @@ class Lane:
         )
         return full_jitter(self._troubles, base_s=0.1, cap_s=5.0) + 0.01
 
-    def _take(self, entries: Sequence[OutboxEntry]) -> None:
-        now = time.monotonic()
+    def _line_up(self, entries: Sequence[OutboxEntry]) -> None:
         together: List[OutboxEntry] = []
         for entry in entries:
-            self._flying[entry.fence, entry.address] = (entry, now)
             # what has failed before goes alone, so that it takes nobody along
             if self._target.apply_many is None or entry.attempts:
                 self._ready.append([entry])
@@ -252,9 +216,11 @@ class Lane:
         except asyncio.CancelledError:
             if not deadline.passed:
                 raise
-            self._failed.append((entry, f"no answer within {self._options.apply_timeout_s:g} s"))
+            reason = f"no answer within {self._options.apply_timeout_s:g} s"
+            self._failed.append((entry, reason, self._options.max_attempts))
         except Exception as exc:  # noqa: BLE001 - a failed attempt, whatever it is
-            self._failed.append((entry, _reason(exc)))
+            most = _NEVER if isinstance(exc, UnavailableError) else self._options.max_attempts
+            self._failed.append((entry, _reason(exc), most))
         else:
             self._done.append(entry)
         finally:
@@ -277,19 +243,14 @@ class Lane:
         self._done, self._failed = [], []
         try:
             if done:
-                lost = await self._executor.run(finish, done)
-                if lost:
-                    await self._executor.run(again, lost)
-                self._counters.add("applied", self._target.name, len(done) - len(lost))
-                self._counters.add("lost", self._target.name, len(lost))
-                self._forget(done)
-                done = []
-                self._note_progress()
+                await to_the_end(self._finish(done))
                 if failpoints.armed:
                     await failpoints.meet("relay.acknowledged")
             if failed:
-                await self._executor.run(fail, failed, self._options.max_attempts)
-                self._forget([entry for entry, _ in failed])
+                for limit in sorted({most for _, _, most in failed}):
+                    these = [(entry, reason) for entry, reason, most in failed if most == limit]
+                    await self._executor.run(fail, these, limit)
+                self._forget([entry for entry, _, _ in failed])
                 self._count_failures(failed)
                 failed = []
         finally:
@@ -297,10 +258,20 @@ class Lane:
             self._done += done
             self._failed += failed
 
-    def _count_failures(self, failed: Sequence[Tuple[OutboxEntry, str]]) -> None:
+    async def _finish(self, done: List[OutboxEntry]) -> None:
+        lost = await self._executor.run(finish, done)
+        if lost:
+            await self._executor.run(again, lost)
+        self._counters.add("applied", self._target.name, len(done) - len(lost))
+        self._counters.add("lost", self._target.name, len(lost))
+        self._forget(done)
+        done.clear()
+        self._note_progress()
+
+    def _count_failures(self, failed: Sequence[Tuple[OutboxEntry, str, int]]) -> None:
         self._counters.add("failed", self._target.name, len(failed))
-        for entry, _ in failed:
-            if entry.attempts + 1 >= self._options.max_attempts:
+        for entry, _, most in failed:
+            if entry.attempts + 1 >= most:
                 self._counters.add("parked", self._target.name)
                 logger.error(
                     "storage.outbox.parked",
@@ -384,10 +355,8 @@ class _Place:
 
 
 async def _wait(news: asyncio.Event, seconds: float) -> None:
-    try:
+    with contextlib.suppress(asyncio.TimeoutError):
         await within(news.wait(), seconds)
-    except asyncio.TimeoutError:
-        return
 
 
 def _reason(exc: Exception) -> str:

@@ -11,7 +11,8 @@ import logging
 from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
 from modules.storage.operations import Executor
-from modules.storage.outbox_lane import Counters, Lane, RelayOptions
+from modules.storage.outbox_lane import Lane
+from modules.storage.outbox_options import Counters, RelayOptions
 from modules.storage.outbox_targets import TargetRegistry
 from modules.storage.outbox_upkeep import purge_done
 from modules.storage.unit_keys import purge_keys

@@ -10,7 +10,12 @@ import pytest
 from modules.storage.outbox_queue import OutboxEntry
 from modules.storage.unit_of_work import UnitOfWorkError, UnitOfWorkState
 from modules.storage.vectors.base import VectorDocument
-from modules.store_common.errors import AlreadyExistsError, DeadlineExceededError, IdempotencyConflictError
+from modules.store_common.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    IdempotencyConflictError,
+    UnavailableError,
+)
 from tests.support.leaks import wait_until
 
 
@@ -83,6 +88,27 @@ async def test_a_target_that_is_away_is_tried_again(storage: Any, book: Book) ->
     book.broken = False
     await uow.applied(20)
     assert book.pages == {("default", "one"): "1"}
+
+
+async def test_a_target_that_is_away_for_long_parks_nothing(
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with a key parks it; that its target cannot be reached is not wrong with the key."""
+    monkeypatch.setattr("modules.storage.outbox_queue._BASE_S", 0.001)
+    monkeypatch.setattr("modules.storage.outbox_queue._CAP_S", 0.02)
+    tried: List[int] = []
+
+    async def apply(entry: OutboxEntry) -> None:
+        tried.append(entry.attempts)
+        if len(tried) <= 12:
+            raise UnavailableError("the other store does not answer")
+
+    storage.register_target("far", apply)
+    async with storage.unit_of_work() as uow:
+        uow.stage("far", "page", "one", 1)
+    await uow.applied(30)
+    assert tried == list(range(13))
+    assert storage.outbox.counters.total("parked") == 0
 
 
 async def test_targets_have_names_of_their_own(storage: Any, book: Book) -> None:

@@ -25,6 +25,11 @@ _HAS_DEADLINE = ("relay.before_apply", "relay.applied")
 # What is met when a process begins; elsewhere the child that works has prepared the stores before.
 _AT_START = ("relay.starting", "relay.purging")
 _CHILD_SECONDS = 60.0
+# PROMISES.md, P3; and what is allowed beyond on a busy machine: some seconds (to load and reach a remote store), and more
+# than what its own event loop lost, since its threads and the other store's process lose as much.
+_CONVERGES_WITHIN_S = 5.0
+_SLACK_S = 2.0
+_LATE_SHARE = 3.0
 
 
 class Cell(NamedTuple):
@@ -176,6 +181,8 @@ class Grid:
         assert status == 0, f"{where}: {self._complaints()}"
         assert found["converged"], f"{where}: not after the restart: {found}"
         self.slowest_s = max(self.slowest_s, found["seconds"])
+        allowed = _CONVERGES_WITHIN_S + _SLACK_S + _LATE_SHARE * found["late"]
+        assert found["seconds"] <= allowed, f"{where}: only after {found['seconds']:.1f} s: {found}"
         applied = assert_whole(found["before"], where, applied=expected)
         assert found["resolved"] == applied, f"{where}: resolve() says {found['resolved']}"
         assert (found["told"], found["reconverged"]) == ("committed", True), f"{where}: {found}"

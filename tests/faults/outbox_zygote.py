@@ -36,6 +36,7 @@ from modules.storage.vectors.base import VectorDocument
 from modules.store_common import failpoints
 from modules.store_common.errors import StorageError
 from modules.store_common.tenancy import tenant_context
+from tests.support.leaks import wait_until
 
 _REDELIVER = Statement(
     text(
@@ -59,6 +60,27 @@ def _cut(url: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
+
+
+class Lateness:
+    """How much later than asked for this event loop woke up, in all: what a busy machine takes from this process."""
+
+    _STEP_S = 0.01
+
+    def __init__(self) -> None:
+        self._late_s = 0.0
+        self._task = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            due = time.monotonic() + self._STEP_S
+            await asyncio.sleep(self._STEP_S)
+            self._late_s += max(0.0, time.monotonic() - due)
+
+    def end(self) -> float:
+        """Stop and return it, in seconds."""
+        self._task.cancel()
+        return self._late_s
 
 
 class Pair:
@@ -164,6 +186,11 @@ class Pair:
         assert uow.result == "first"
         return "committed"
 
+    async def met(self, plan: List[Any]) -> None:
+        """Return when the relay has met what is armed: the database shows its work before the relay knows of it."""
+        with contextlib.suppress(AssertionError):  # then whoever reads the log says which it was
+            await wait_until(lambda: all(failpoints.hits[name] for name, _, _ in plan), _PATIENCE_S / 4)
+
     async def _compensate(self) -> None:
         self.compensated += 1
 
@@ -182,9 +209,11 @@ class Pair:
         return False
 
     async def recover(self, storage: StorageManager, started: float) -> Dict[str, Any]:
+        lateness = Lateness()
         converged = await self.converge(storage)
         seconds = time.monotonic() - started
-        found = {"converged": converged, "seconds": seconds, "before": await self.facts(storage)}
+        found = {"converged": converged, "seconds": seconds, "late": lateness.end()}
+        found["before"] = await self.facts(storage)
         found["resolved"] = (await storage.resolve("the-unit")).applied
         found["told"] = await self.unit(storage)
         found["reconverged"] = await self.converge(storage)
@@ -231,6 +260,7 @@ async def _child(pair: Pair, order: Dict[str, Any]) -> Dict[str, Any]:
                         await pair.prepare(storage)
                         pair.arm(storage, order["plan"], tasks)
                     found = await pair.work(storage, bool(order.get("fails")))
+                    await pair.met(order["plan"])
                 else:
                     found = await pair.recover(storage, time.monotonic())
                 for task in tasks:

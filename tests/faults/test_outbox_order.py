@@ -1,6 +1,6 @@
 """P6, P7 and P8: one key is one effect; effects of a key arrive in commit order and none is skipped; poison blocks nobody.
 
-The sizes of PROMISES.md are run with `ATLAS_TEST_FULL=1`.
+The sizes of PROMISES.md are run with `ATLAS_TEST_FULL=1`; the 100,000 changes of P7 in four parts, each with other pauses.
 """
 
 from __future__ import annotations
@@ -69,14 +69,17 @@ async def test_one_key_is_one_effect_and_one_answer(manager: StorageManager) -> 
     assert set(delivered) == set(entered)
 
 
-async def test_effects_of_a_key_arrive_in_commit_order_and_none_is_skipped(manager: StorageManager) -> None:
+@pytest.mark.parametrize("seed", range(7, 11) if FULL else [7])
+async def test_effects_of_a_key_arrive_in_commit_order_and_none_is_skipped(
+    manager: StorageManager, seed: int
+) -> None:
     """P7: a subscriber reads every change of every key, in the order in which they were committed."""
     from modules.storage.outbox_queue import SubscriberQueue
 
-    writers, total, keys = 8, (100_000 if FULL else 1_200), 40
+    writers, total, keys = 8, (25_000 if FULL else 1_200), 40
     queue = SubscriberQueue(manager.executor, "changes", "reader")
     await queue.subscribe()
-    chance = random.Random(7)
+    chance = random.Random(seed)
     committed: DefaultDict[str, List[int]] = defaultdict(list)
     seen: DefaultDict[str, List[int]] = defaultdict(list)
     left = iter(range(total))
@@ -152,9 +155,14 @@ async def test_state_that_is_relayed_ends_as_it_is_at_home(manager: StorageManag
 async def test_poison_blocks_no_other_key_and_is_never_lost(
     manager: StorageManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P8: of every 100 keys one always fails, one cannot be decoded and one hangs; the others' p99 at most doubles."""
+    """P8: of every 100 keys one always fails, one cannot be decoded and one hangs; the others' p99 at most doubles.
+
+    At full size in five turns with and without poison; the medians are compared, so that one stall of the disk is not taken
+    for the poison's doing.
+    """
     monkeypatch.setattr("modules.storage.outbox_queue._BASE_S", 0.05)
-    count = 3_000 if FULL else 300
+    turns, size = (5, 600) if FULL else (1, 300)
+    count = turns * size
     arrived: Dict[str, float] = {}
 
     async def apply(entry: OutboxEntry) -> None:
@@ -169,11 +177,11 @@ async def test_poison_blocks_no_other_key_and_is_never_lost(
     manager.register_target("clean", apply)
     manager.register_target("mixed", apply)
 
-    async def send(target: str, poison: bool) -> float:
+    async def send(target: str, start: int, poison: bool) -> float:
         """Return the p99 of the time from COMMIT to applied of those that are no poison, in seconds."""
         staged: Dict[str, float] = {}
         bad = 0
-        for first in range(0, count, 100):
+        for first in range(start, start + size, 100):
             async with manager.unit_of_work() as uow:
                 for number in range(first, first + 100):
                     key, how = f"{target}{number}", "good"
@@ -186,12 +194,28 @@ async def test_poison_blocks_no_other_key_and_is_never_lost(
             staged.update({key: time.monotonic() for key, at in staged.items() if not at})
             await wait_until(lambda: all(key in arrived for key in staged), 60)
         waits = [arrived[key] - at for key, at in staged.items()]
-        assert bad == (0.03 * count if poison else 0)
+        assert bad == (0.03 * size if poison else 0)
         return statistics.quantiles(waits, n=100)[98]
 
-    calm = await send("clean", poison=False)
-    troubled = await send("mixed", poison=True)
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            due = time.monotonic() + 0.005
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.monotonic() - due)
+
+    watching = asyncio.ensure_future(watch())
+    without, beside = [], []
+    for start in range(0, count, size):
+        without.append(await send("clean", start, poison=False))
+        beside.append(await send("mixed", start, poison=True))
+    watching.cancel()
+    calm, troubled = statistics.median(without), statistics.median(beside)
     print(f"p99 of the others: {calm * 1000:.1f} ms without poison, {troubled * 1000:.1f} ms beside it")
+    turns_ms = [f"{a * 1000:.0f}/{b * 1000:.0f}" for a, b in zip(without, beside)]
+    print(f"by turn {turns_ms}; the event loop was late by {longest * 1000:.0f} ms at most")
 
     async def parked() -> List[Any]:
         return [record async for record in manager.outbox.stream("parked", target="mixed")]

@@ -40,17 +40,18 @@ class VectorContext:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def require_executor(self, dialect: str, provider: str) -> Executor:
-        """Return the executor if it is of `dialect`.
+        """Return the executor (that of the options, where they name one) if it is of `dialect`.
 
         Raises:
             NotConfiguredError: it is of another one; says what to do.
         """
-        if self.executor is None or self.executor.dialect != dialect:
+        executor: Optional[Executor] = self.options.get("executor", self.executor)
+        if executor is None or executor.dialect != dialect:
             needs = {"sqlite": "a SQLite database", "postgresql": "PostgreSQL"}[dialect]
             raise NotConfiguredError(
                 f"the vector store {provider} needs {needs}; change sql.url, or set vectors.backend to another one"
             )
-        return self.executor
+        return executor
 
 
 def make_vector_provider(name: str, context: VectorContext) -> VectorProvider:
