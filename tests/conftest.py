@@ -179,6 +179,7 @@ def mongo_settings(mongodb: mongo_support.MongoServer, databases: Databases) -> 
             "sql": {"url": databases.url("sqlite", migrated=True)},
             "mongo": mongodb.settings(),
             "use_mongo_for_conversations": True,
+            "use_mongo_for_jobs": True,
             "kv": {"backend": "mongo"},
         }
     )

@@ -65,7 +65,7 @@ def _in_order(rows: Sequence[Row]) -> List[ClaimedJob]:
 
 async def claim(executor: Any, wanted: Wanted) -> List[ClaimedJob]:
     """Claim up to `wanted.limit` due jobs, best first."""
-    if executor.dialect == "sqlite":
+    if executor.dialect in ("sqlite", "mongodb"):
         return _in_order(await executor.run(claim_in_turn, wanted))
     rows = await executor.run(claim_plain, wanted)
     told = [row[6] for row in rows if row[1] is None]

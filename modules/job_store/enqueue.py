@@ -21,6 +21,7 @@ __all__ = [
     "Enqueued",
     "Key",
     "Prepared",
+    "check_digest",
     "enqueue_keyed",
     "enqueue_many",
     "enqueue_one",
@@ -168,6 +169,18 @@ def _key(job: Prepared, key: Key, job_id: str) -> Dict[str, Any]:
     }
 
 
+def check_digest(key: Key, digest: Optional[str]) -> None:
+    """Refuse an idempotency key that came with another body.
+
+    Raises:
+        IdempotencyConflictError: the job that has the key has another `digest`.
+    """
+    if digest != key.digest:
+        raise IdempotencyConflictError(
+            f"the idempotency key {key.key!r} was used for a job with another body; use a new key for a new job"
+        )
+
+
 async def _take_key(tx: Transaction, job: Prepared, key: Key) -> Optional[Enqueued]:
     """Take `key` for `job`; the job that holds it, when it does."""
     mine = _key(job, key, job.fields["id"])
@@ -176,10 +189,7 @@ async def _take_key(tx: Transaction, job: Prepared, key: Key) -> Optional[Enqueu
     where = {"tenant_id": mine["tenant_id"], "kind": key.kind, "key": key.key}
     holder, digest, in_window, status, run_at, created_at = await tx.one(sql.FIND_KEY, **where)
     if key.kind == "idempotency" and status is not None:
-        if digest != key.digest:
-            raise IdempotencyConflictError(
-                f"the idempotency key {key.key!r} was used for a job with another body; use a new key for a new job"
-            )
+        check_digest(key, digest)
         return Enqueued(holder, run_at, created_at, False)
     if key.kind == "unique" and status is not None and (in_window or status not in _FINAL):
         return Enqueued(holder, run_at, created_at, False)

@@ -14,6 +14,7 @@ from modules.job_store.encoding import decode_job
 from modules.job_store.errors import JobNameTakenError, JobNotFoundError, JobTransitionError
 from modules.job_store.limits import (
     Options,
+    check_expected,
     check_integer,
     check_priority,
     check_retry,
@@ -28,7 +29,7 @@ from modules.job_store.settling import unpark
 from modules.storage.operations import Transaction, after_commit, write
 from modules.store_common.arguments import KEEP, check_optional_id, check_optional_text
 from modules.store_common.clock import require_utc
-from modules.store_common.errors import AlreadyExistsError, ConcurrencyError, InvalidValueError
+from modules.store_common.errors import AlreadyExistsError, InvalidValueError
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, check_identifier, encode_json
 
@@ -79,12 +80,7 @@ async def locked_job(tx: Transaction, tenant_id: str, job_id: str, expected: Opt
     if row is None:
         raise JobNotFoundError(job_id)
     job = decode_job(row)
-    if expected is not None and job.version != expected:
-        raise ConcurrencyError(
-            f"job {job_id!r} has version {job.version} and not the expected {expected}; read it again and decide",
-            expected,
-            job.version,
-        )
+    check_expected(job, expected)
     return job
 
 

@@ -11,9 +11,9 @@ from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 import orjson
 
 from modules.job_store.errors import JobLeaseTooShortError
-from modules.job_store.records import NewJob, RetryPolicy
+from modules.job_store.records import Job, NewJob, RetryPolicy
 from modules.store_common.clock import require_utc
-from modules.store_common.errors import InvalidValueError
+from modules.store_common.errors import ConcurrencyError, InvalidValueError
 from modules.store_common.values import JsonText, check_identifier, encode_json
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "LeasePolicy",
     "Options",
     "check_count",
+    "check_expected",
     "check_integer",
     "check_lease",
     "check_names",
@@ -224,6 +225,20 @@ def job_fields(job: NewJob) -> Dict[str, Any]:
         "options": encode_options(Options(retry, job.timeout_s, job.keep_result_s)),
         "payload": encode_json(job.payload, "payload"),
     }
+
+
+def check_expected(job: Job, expected: Optional[int]) -> None:
+    """Refuse a job of another version than the `expected`; None: any.
+
+    Raises:
+        ConcurrencyError: names both.
+    """
+    if expected is not None and job.version != expected:
+        raise ConcurrencyError(
+            f"job {job.id!r} has version {job.version} and not the expected {expected}; read it again and decide",
+            expected,
+            job.version,
+        )
 
 
 def check_names(names: Sequence[str], where: str) -> Tuple[str, ...]:

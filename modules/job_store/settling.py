@@ -17,6 +17,7 @@ from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import JsonText, check_text, encode_json, encode_text
 
 __all__ = [
+    "LOST_ERROR",
     "Settled",
     "Settlement",
     "beat",
@@ -31,7 +32,8 @@ __all__ = [
 ]
 
 _ERROR_TYPE_BYTES = 255
-_LOST = encode_json(
+#: The error of a run whose lease ran out.
+LOST_ERROR = encode_json(
     {"type": "JobLeaseLost", "message": "the worker was silent for longer than its lease", "details": None},
     "error",
 )
@@ -271,7 +273,9 @@ async def rescue(tx: Transaction, limit: int) -> Tuple[List[Tuple[str, str, str]
         reason = f"JobLeaseLost: attempt {attempts} of {most} was the last" if last else None
         status, delay_us = ("failed", 0) if last else ("scheduled", round(delay_s * 1e6))
         lost.append(
-            Settlement(tenant_id, job_id, fence, status, delay_us, 0, reason, "lost", _LOST, None, None, key)
+            Settlement(
+                tenant_id, job_id, fence, status, delay_us, 0, reason, "lost", LOST_ERROR, None, None, key
+            )
         )
         queues[queue] = None
     if not lost:

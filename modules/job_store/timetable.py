@@ -33,6 +33,7 @@ __all__ = [
     "Schedules",
     "add_schedule",
     "change_schedule",
+    "check_schedule",
     "delete_schedule",
     "get_schedule",
     "get_schedule_by_name",
@@ -129,12 +130,7 @@ async def change_schedule(
     if row is None:
         raise ScheduleNotFoundError(schedule_id)
     found = decode_schedule(row)
-    if expected is not None and found.version != expected:
-        raise ConcurrencyError(
-            f"schedule {schedule_id!r} has version {found.version} and not the expected {expected}; read it again",
-            expected,
-            found.version,
-        )
+    check_schedule(found, expected)
     now = (await tx.one(NOW_IS))[0]
     recurrence = anchored(changes.get("recurrence", found.recurrence), now)
     enabled: bool = changes.get("enabled", found.enabled)
@@ -146,6 +142,20 @@ async def change_schedule(
         recurrence=encode_recurrence(recurrence), job=encode_template(changes.get("job", found.job)), next_at=next_at,
     )  # fmt: skip
     return decode_schedule(await tx.one(GET, tenant_id=tenant_id, id=schedule_id))
+
+
+def check_schedule(found: Schedule, expected: Optional[int]) -> None:
+    """Refuse a schedule of another version than the `expected`; None: any.
+
+    Raises:
+        ConcurrencyError: names both.
+    """
+    if expected is not None and found.version != expected:
+        raise ConcurrencyError(
+            f"schedule {found.id!r} has version {found.version} and not the expected {expected}; read it again",
+            expected,
+            found.version,
+        )
 
 
 @write(atomic=False)

@@ -136,6 +136,12 @@ class Documents(Protocol):
         """Change, or add, a document for each (where, change), in any order; those whose key is taken are left alone."""
         ...
 
+    async def update_each(
+        self, collection: str, changes: Sequence[Tuple[Mapping[str, Any], Mapping[str, Any]]]
+    ) -> int:
+        """Change the document of each (where, change) that there is, in any order; return how many there were."""
+        ...
+
     async def delete(self, collection: str, where: Mapping[str, Any], *, many: bool = False) -> int:
         """Remove one document, or all that fit; return how many were removed."""
         ...
@@ -144,8 +150,8 @@ class Documents(Protocol):
         """Return the sum of an integer field."""
         ...
 
-    async def count(self, collection: str, where: Mapping[str, Any]) -> int:
-        """Return how many documents fit."""
+    async def count(self, collection: str, where: Mapping[str, Any], *, limit: int = 0) -> int:
+        """Return how many documents fit, at most `limit`; 0: all."""
         ...
 
     async def run(self, operation: Operation[Any, Any], *args: Any) -> Any:

@@ -56,12 +56,14 @@ class Maintenance:
         *,
         conversations: Optional[Executor] = None,
         kv: Optional[Executor] = None,
+        jobs: Optional[Executor] = None,
     ) -> None:
         self._vectors = vectors
         self._executor = executor
         # what runs the operations of these stores, where they are not in SQL
         self._conversations = executor if conversations is None else conversations
         self._kv = executor if kv is None else kv
+        self._jobs = executor if jobs is None else jobs
         self._settings = settings
         self._tenancy = tenancy
         self._wake = wake
@@ -138,20 +140,20 @@ class Maintenance:
         """Have jobs whose worker is gone run again, of every tenant; return how many there were."""
         from modules.job_store.maintenance import JobMaintenance
 
-        return await JobMaintenance(self._executor, wake=self._wake).rescue_expired()
+        return await JobMaintenance(self._jobs, wake=self._wake).rescue_expired()
 
     async def sweep_jobs(self) -> int:
         """Forget results of jobs whose time is over, and workers that are silent for a day; return how many results."""
         from modules.job_store.maintenance import JobMaintenance
 
-        return await JobMaintenance(self._executor).sweep()
+        return await JobMaintenance(self._jobs).sweep()
 
     async def purge_jobs(self, tenant_id: Optional[str] = None) -> int:
         """Remove finished jobs that are older than `retention.job_days`, of every tenant or one; return how many."""
         from modules.job_store.maintenance import JobMaintenance
 
         days = self._settings.retention.job_days
-        return await JobMaintenance(self._executor).purge(days, tenant_id) if days else 0
+        return await JobMaintenance(self._jobs).purge(days, tenant_id) if days else 0
 
     async def retain(self, tenant_id: Optional[str] = None) -> Dict[str, int]:
         """Apply the configured retention to every tenant, or to one; return what was done, in rows."""

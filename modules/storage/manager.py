@@ -351,6 +351,7 @@ class StorageManager(DomainStores, UnitsOfWork, MongoAccess):
             self.wakeups.notify,
             conversations=self._executor_of("conversations"),
             kv=self._executor_of("kv"),
+            jobs=self._executor_of("jobs"),
         )
 
     # --- inside -------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def health_checks(
         checks["mongo"] = mongo.check
     for store, tables in TABLES.items():
         checks[store] = lambda tables=tables: _check_tables(pool, tables)  # type: ignore[misc]
-    checks["job_store"] = lambda: _check_jobs(pool)
+    checks["job_store"] = lambda: _check_jobs(pool, mongo)
     checks["task_store"] = lambda: _check_tasks(pool)
     if vectors.backend != "none":
         checks["vector_store"] = lambda: _check_vectors(pool, vectors, semantic)
@@ -141,13 +141,19 @@ async def _check_tables(pool: SQLPool, tables: Sequence[str]) -> HealthResult:
     return HealthStatus.HEALTHY, "", {"tables": len(there)}
 
 
-async def _check_jobs(pool: SQLPool) -> HealthResult:
+async def _check_jobs(pool: SQLPool, mongo: Optional[MongoStores]) -> HealthResult:
     from modules.job_store.maintenance import JobMaintenance
 
-    status, message, details = await _check_tables(pool, TABLES["job_store"])
-    if message:
-        return status, message, details
-    numbers = await JobMaintenance(pool.executor).numbers()
+    details: Dict[str, Any] = {}
+    executor: Any = pool.executor
+    if mongo is not None and mongo.holds("jobs"):
+        # their collections are looked at by the check of MongoDB
+        executor = mongo.executor("jobs")
+    else:
+        status, message, details = await _check_tables(pool, TABLES["job_store"])
+        if message:
+            return status, message, details
+    numbers = await JobMaintenance(executor).numbers()
     details.update(
         backlog=numbers.backlog,
         running=numbers.running,

@@ -50,15 +50,11 @@ def check_mongo_settings(settings: StorageSettings) -> None:
     """Refuse settings that ask MongoDB for what it is not built for; no other store is quietly used.
 
     Raises:
-        NotConfiguredError: `kv.backend` is no back end, or a store is asked for that MongoDB does not hold.
+        NotConfiguredError: `kv.backend` is no back end.
         SettingsError: search by meaning over conversations in MongoDB.
     """
     if settings.kv.backend not in ("sql", "mongo"):
         raise NotConfiguredError("kv.backend names no back end of this release; use sql or mongo")
-    if settings.use_mongo_for_jobs:
-        raise NotConfiguredError(
-            "use_mongo_for_jobs is set, but this release of atlas-storage keeps jobs in SQL only; unset it"
-        )
     if settings.use_mongo_for_conversations and settings.embedder is not None:
         raise SettingsError(
             "search by meaning follows conversations in SQL only; unset it, or use_mongo_for_conversations",
@@ -71,6 +67,10 @@ def _forms(store: str) -> DocumentForms:
         from modules.Tools.Base_Tools.kv_mongo_repository import KEY_VALUE_FORMS
 
         return KEY_VALUE_FORMS
+    if store == "jobs":
+        from modules.job_store.mongo_repository import JOB_FORMS
+
+        return JOB_FORMS
     from modules.conversation_store.mongo_repository import CONVERSATION_FORMS
 
     return CONVERSATION_FORMS
@@ -123,11 +123,12 @@ class MongoStores:
         await documents.upsert_each(SEARCH_LANGUAGE, [({"_id": "language"}, language)])
 
     def holds(self, store: str) -> bool:
-        """Return whether the store `store` is in MongoDB."""
-        return store in self.names
+        """Return whether the store `store` is in MongoDB; "job_queue" is a face of "jobs"."""
+        return _HOMES.get(store, store) in self.names
 
     def executor(self, store: str) -> Any:
         """Return what runs the operations of a store."""
+        store = _HOMES.get(store, store)
         if store not in self._executors:
             made = self.pool.executor(_forms(store))
             self._executors[store] = observed(made, self._settings, self._metrics)
@@ -213,6 +214,7 @@ class MongoStores:
         await self.pool.shutdown()
 
 
+_HOMES: Dict[str, str] = {"job_queue": "jobs"}
 _COMPONENTS: Dict[str, str] = {
     "conversations": "conversation_store",
     "jobs": "job_store",

@@ -14,7 +14,10 @@ from modules.job_store.models import FINAL_STATUSES, JOB_STATUSES, TRANSITIONS, 
 from modules.job_store.records import NewJob, Outcome, RetryPolicy
 from modules.job_store.schedules import Recurrence
 from modules.store_common.errors import ConcurrencyError, InvalidValueError
+from tests.support import backends as support
 from tests.support.jobs import Jobs, jobs_of
+
+backend = support.backend
 
 PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
@@ -146,7 +149,7 @@ async def test_purging_removes_what_is_old_and_final(jobs: Jobs) -> None:
     )
     claims = await jobs.queue.claim("w", limit=2)
     await jobs.queue.settle([Outcome(c, "succeeded", result=1) for c in claims])
-    maintenance = JobMaintenance(jobs.storage.executor)
+    maintenance = JobMaintenance(jobs.executor)
     assert await maintenance.sweep() == 1, "a result whose time is over"
     runs = [(await jobs.store.list_runs(job_id))[0].result for job_id in ids[:2]]
     assert runs == [None, 1]

@@ -14,6 +14,10 @@ from modules.job_store.repository import JobStore
 from modules.job_store.schedules import Recurrence
 from modules.store_common.errors import InvalidCursorError, NotFoundError, TenantContextError
 from modules.store_common.tenancy import TenantPolicy, tenant_context
+from tests.support import backends as support
+from tests.support.jobs import executor_of_jobs
+
+backend = support.backend
 
 NOT_FOUND, NOTHING, OWN = "not found", "nothing", "works on the tenant's own"
 _ZERO = dict.fromkeys(("draft", "scheduled", "running", "succeeded", "failed", "cancelled"), 0)
@@ -117,7 +121,7 @@ async def _in_context(tenant: str, call: Case, store: JobStore, job_id: str, sch
 
 
 async def test_a_required_tenant_is_required_of_every_method(storage: Any) -> None:
-    strict = JobStore(storage.executor, TenantPolicy(required=True))
+    strict = JobStore(executor_of_jobs(storage), TenantPolicy(required=True))
     for name, (_, call) in CASES.items():
         with pytest.raises(TenantContextError):
             await call(strict, "j", "s")

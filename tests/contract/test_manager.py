@@ -104,20 +104,6 @@ async def test_stores_of_later_issues_are_not_configured(storage: Any) -> None:
             call()
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [{"use_mongo_for_jobs": True}],
-    ids=lambda asked: next(iter(asked)),
-)
-async def test_settings_for_later_stores_are_refused_not_ignored(
-    asked: Dict[str, Any], tmp_path: Path
-) -> None:
-    manager = StorageManager({"sql": {"path": str(tmp_path / "x.db")}, **asked})
-    with pytest.raises(NotConfiguredError, match=next(iter(asked))):
-        await manager.initialize()
-    assert not manager.is_initialized
-
-
 async def test_schemas_and_stores(storage: Any) -> None:
     components = ("sql", "conversation_store", "kv_store", "task_store", "job_store", "vector_store")
     expected = dict.fromkeys(components, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Any, AsyncIterator, Dict
 
 import pytest
@@ -13,6 +14,7 @@ from modules.storage.backends.mongodb_abilities import abilities_of
 from modules.storage.manager import StorageManager
 from modules.storage.mongo_pool import MongoPool
 from modules.storage.settings import MongoBackendSettings, SettingsError, StorageSettings
+from modules.storage.transfer import import_file
 from modules.store_common.errors import (
     InvalidValueError,
     MissingDependencyError,
@@ -27,6 +29,7 @@ from tests.support.cluster import free_port
 
 pytestmark = [pytest.mark.mongodb, pytest.mark.usefixtures("mongodb")]
 CANARY = "s3cr3t-canary"
+LOCOMO = Path(__file__).resolve().parents[3] / "shared" / "data" / "locomo_conversations.jsonl"
 
 
 @pytest.fixture
@@ -162,18 +165,25 @@ class TestManager:
         details = health.mongo.details
         assert details["kv_index_version"] == 1
         assert details["conversations_index_version"] == 1
+        assert details["jobs_index_version"] == 1
+        assert health.job_store is not None
+        assert health.job_store.details["backlog"] == 0
         assert health.mongo.status.value == ("healthy" if details["atomic_changes"] else "degraded")
         assert bool(health.mongo.message) is not details["atomic_changes"]
         found = await manager.ensure_schemas()
         assert found["mongo"]
         assert found["conversation_store"]
         assert found["kv_store"]
+        assert found["job_store"]
         assert await manager.verify_stores() == found
 
     async def test_stores_write_where_they_are_told_to(self, manager: StorageManager) -> None:
         await manager.kv.set("n", "k", 1)
         await manager.conversations.create_conversation("c")
+        job_id = await manager.jobs.enqueue("h")
+        assert [claim.id for claim in await manager.job_queue.claim("w")] == [job_id]
         database = manager.get_mongo_database()
+        assert await database["atlas_jobs"].count_documents({"st": "running"}) == 1
         assert await database["atlas_kv_entries"].count_documents({}) == 1
         assert await database["atlas_conversations"].count_documents({}) == 1
         assert manager.get_mongo_client() is manager.get_mongo_client()
@@ -187,11 +197,10 @@ class TestManager:
     @pytest.mark.parametrize(
         ("asked", "error"),
         [
-            ({"use_mongo_for_jobs": True}, NotConfiguredError),
             ({"kv": {"backend": "redis"}}, NotConfiguredError),
             ({"use_mongo_for_conversations": True, "embedder": "hashing"}, SettingsError),
         ],
-        ids=["jobs", "kv", "embedder"],
+        ids=["kv", "embedder"],
     )
     async def test_what_it_does_not_hold_is_refused(
         self, databases: Any, asked: Dict[str, Any], error: Any
@@ -252,6 +261,21 @@ class TestUnitOfWork:
         async with manager.unit_of_work() as uow:
             with pytest.raises(NotConfiguredError, match="takes no part in a unit of work"):
                 await uow.kv.set("n", "k", 1)
+            with pytest.raises(NotConfiguredError, match="takes no part in a unit of work"):
+                await uow.jobs.enqueue("h")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(not LOCOMO.exists(), reason="the shared data is not on this machine")
+async def test_the_long_conversations_import_twice_with_one_effect(manager: StorageManager) -> None:
+    first = await import_file(manager, LOCOMO)
+    again = await import_file(manager, LOCOMO)
+    assert (first.conversations_added, first.messages_added) == (6, 3453)
+    assert (again.conversations_added, again.messages_added) == (0, 0)
+    assert again.messages_seen == 3453
+    assert await manager.get_mongo_database()["atlas_messages"].count_documents({}) == 3453
+    hits = await manager.conversations.search("When did Caroline go to the support group?")
+    assert "D1:3" in [hit.message.id for hit in hits]
 
 
 async def test_search_by_meaning_is_refused(manager: StorageManager) -> None:

@@ -19,10 +19,16 @@ from tests.support.worker import PATIENT_S, Bench
 AT_ONCE = RetryPolicy(max_attempts=3, base_s=0.0)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+        pytest.param("mongodb", marks=pytest.mark.mongodb),
+    ]
+)
 def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "postgresql":
-        request.getfixturevalue("postgres")
+    if request.param in ("postgresql", "mongodb"):
+        request.getfixturevalue("postgres" if request.param == "postgresql" else "mongodb")
     return str(request.param)
 
 
@@ -236,7 +242,7 @@ async def test_cancelling_a_running_job_is_told_to_its_handler(bench: Bench, kin
 
 
 async def test_a_lost_lease_stops_the_handler_and_its_result_is_refused(bench: Bench) -> None:
-    from tests.support.jobs import expire_leases
+    from tests.support.jobs import let_leases_expire
 
     @bench.handler("long")
     async def long(job: JobContext) -> str:
@@ -252,7 +258,7 @@ async def test_a_lost_lease_stops_the_handler_and_its_result_is_refused(bench: B
     job_id = await bench.jobs.enqueue("long", retry=AT_ONCE)
     async with bench.worker(lease_s=4.0) as worker:
         await bench.until_seen(("began", 1))
-        await bench.storage.executor.run(expire_leases)
+        await let_leases_expire(bench.storage)
         await bench.storage.job_queue.rescue_expired()
         await bench.until(job_id, "succeeded")
         await bench.until_seen("lease_lost")

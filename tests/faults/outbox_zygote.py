@@ -1,6 +1,8 @@
 """Makes children that run one unit of work over two stores with a failpoint armed, and children that recover from it.
 
-    python -m tests.faults.outbox_zygote PAIR        PAIR is JSON: {"sql": URL, "target": "second" | "chroma" | "pinecone", ...}
+    python -m tests.faults.outbox_zygote PAIR        PAIR is JSON: {"sql": URL, "target": TARGET, ...}
+
+TARGET is "second", "chroma", "pinecone" or "mongo".
 
 Importing costs seconds, so it is done once here and each child is a fork. A line of JSON on standard input is one child:
 
@@ -35,7 +37,7 @@ from modules.storage.unit_of_work import OutcomeUnknownError, RollbackError, Uni
 from modules.storage.vectors.base import VectorDocument
 from modules.store_common import failpoints
 from modules.store_common.errors import StorageError
-from modules.store_common.tenancy import tenant_context
+from modules.store_common.tenancy import current_tenant, tenant_context
 from tests.support.leaks import wait_until
 
 _REDELIVER = Statement(
@@ -93,13 +95,14 @@ class Pair:
 
     @property
     def has_vectors(self) -> bool:
-        return bool(self.config["target"] != "second")
+        return self.config["target"] in ("chroma", "pinecone")
 
     def manager(self) -> StorageManager:
         return StorageManager(
             {
                 "sql": {"url": self.config["sql"], "auto_migrate": False},
                 "vectors": {} if self.config["target"] != "chroma" else self.config["vectors"],
+                **({"mongo": self.config["mongo"]} if self.config["target"] == "mongo" else {}),
                 # a hang ends by this deadline; a remote store on a busy machine needs its time
                 "outbox": {"apply_timeout_s": 4.0 if self.has_vectors else 1.0},
             }
@@ -133,6 +136,8 @@ class Pair:
     async def put(self, uow: UnitOfWork, id_: str, value: str) -> None:
         if self.has_vectors:
             await uow.vectors.upsert("docs", [VectorDocument(id_, [1.0, 0.5], value, {"value": value})])
+        elif self.config["target"] == "mongo":
+            await uow.documents.put("docs", id_, {"value": value})
         else:
             await uow.kv.set("doc", id_, value)
             uow.stage("second", "doc", id_)
@@ -140,6 +145,8 @@ class Pair:
     async def delete(self, uow: UnitOfWork, id_: str) -> None:
         if self.has_vectors:
             await uow.vectors.delete("docs", [id_])
+        elif self.config["target"] == "mongo":
+            await uow.documents.delete("docs", id_)
         else:
             await uow.kv.delete("doc", id_)
             uow.stage("second", "doc", id_)
@@ -148,9 +155,19 @@ class Pair:
         if self.has_vectors:
             found = await storage.vectors.get("docs", ["a", "b"])
             return {document.id: document.content for document in found}
+        if self.config["target"] == "mongo":
+            return await self._in_mongo(storage)
         assert self.second is not None
         values = {key: await self.second.kv.get("doc", key) for key in ("a", "b")}
         return {key: value for key, value in values.items() if value is not None}
+
+    async def _in_mongo(self, storage: StorageManager) -> Dict[str, Any]:
+        assert storage._mongo is not None
+        tenant = current_tenant()
+        assert tenant is not None
+        read = storage._mongo.writer.get
+        found = {key: await read(tenant, "docs", key) for key in ("a", "b")}
+        return {key: body["value"] for key, body in found.items() if body is not None}
 
     # --- what children do -------------------------------------------------------------------------------------
 
@@ -278,6 +295,8 @@ def main() -> None:
         import chromadb  # noqa: F401 - once, for all children
     if config["target"] == "pinecone":
         import pinecone  # noqa: F401
+    if config["target"] == "mongo":
+        import pymongo  # noqa: F401
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

@@ -35,6 +35,15 @@ PAIRS = [
     "sqlite+chroma",
     pytest.param("postgresql+chroma", marks=pytest.mark.postgresql),
     pytest.param("postgresql+pinecone", marks=pytest.mark.postgresql),
+    pytest.param("sqlite+mongo", marks=pytest.mark.mongodb),
+    pytest.param("postgresql+mongo", marks=[pytest.mark.postgresql, pytest.mark.mongodb]),
+]
+ALWAYS = [PAIRS[0], PAIRS[5]]
+# FerretDB is slow: each cell takes some 5 s
+FEW = [
+    Cell("relay.applied", "kill"),
+    Cell("relay.before_apply", "hang"),
+    Cell("unit.committed", "kill", "relay.applied"),
 ]
 
 
@@ -44,7 +53,9 @@ def _sqlite(directory: Path, name: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _pair(name: str, directory: Path, databases: Any) -> AsyncIterator[Dict[str, Any]]:
+async def _pair(
+    name: str, directory: Path, databases: Any, request: pytest.FixtureRequest
+) -> AsyncIterator[Dict[str, Any]]:
     sql, _, target = name.partition("+")
     config: Dict[str, Any] = {
         "sql": _sqlite(directory, "home.sqlite3") if sql == "sqlite" else databases.url(sql, migrated=True),
@@ -52,6 +63,10 @@ async def _pair(name: str, directory: Path, databases: Any) -> AsyncIterator[Dic
     }
     if target == "second":
         config["second"] = _sqlite(directory, "second.sqlite3")
+        yield config
+    elif target == "mongo":
+        server = request.getfixturevalue("mongodb")
+        config["mongo"] = server.settings(f"{server.database}_grid_{sql}")
         yield config
     elif target == "chroma":
         pytest.importorskip("chromadb")
@@ -82,10 +97,13 @@ async def _pair(name: str, directory: Path, databases: Any) -> AsyncIterator[Dic
 
 @pytest.mark.timeout(900 if FULL else 240)
 @pytest.mark.parametrize("part", range(PARTS), ids=lambda number: f"part{number}")
-@pytest.mark.parametrize("pair", PAIRS if FULL else PAIRS[:1])
-async def test_every_cell_converges(pair: str, part: int, tmp_path: Path, databases: Any) -> None:
-    cells = [*first_faults(), *second_faults()][part::PARTS] if FULL else QUICK
-    async with _pair(pair, tmp_path, databases) as config, Grid(config, tmp_path) as grid:
+@pytest.mark.parametrize("pair", PAIRS if FULL else ALWAYS)
+async def test_every_cell_converges(
+    pair: str, part: int, tmp_path: Path, databases: Any, request: pytest.FixtureRequest
+) -> None:
+    always = FEW if pair.endswith("mongo") else QUICK
+    cells = [*first_faults(), *second_faults()][part::PARTS] if FULL else always
+    async with _pair(pair, tmp_path, databases, request) as config, Grid(config, tmp_path) as grid:
         for cell in cells:
             await grid.run(cell)
         print(f"{pair}: {len(grid.hits)} cells hit of {len(cells)}, slowest recovery {grid.slowest_s:.1f} s")

@@ -28,6 +28,12 @@ def _block() -> None:
     time.sleep(0.05)
 
 
+def _settings(url: str) -> Dict[str, Any]:
+    if url.startswith("mongodb"):
+        return {"sql": {"url": "sqlite:///:memory:"}, "mongo": {"url": url}, "use_mongo_for_jobs": True}
+    return {"sql": {"url": url, "auto_migrate": False}}
+
+
 def handlers_of(kind: str, effects: int, name: str) -> HandlerRegistry:
     handlers = HandlerRegistry()
 
@@ -69,7 +75,7 @@ async def main() -> int:
     effects = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     name = options.get("name", f"w{os.getpid()}")
     grace = float(options.get("grace", "5"))
-    async with StorageManager({"sql": {"url": url, "auto_migrate": False}}) as storage:
+    async with StorageManager(_settings(url)) as storage:
         if options.get("kind") == "scheduler":
             scheduler = Scheduler(storage, poll_s=0.2)
             with StopSignals(scheduler.stop, grace):

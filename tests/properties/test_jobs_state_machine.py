@@ -22,7 +22,10 @@ from modules.job_store.queue import JobQueue
 from modules.job_store.records import ClaimedJob, Outcome, RetryPolicy
 from modules.storage.manager import StorageManager
 from modules.store_common.ids import new_id
-from tests.support.jobs import expire_leases
+from tests.support import backends as support
+from tests.support.jobs import executor_of_jobs, let_leases_expire
+
+backend = support.backend
 
 R = TypeVar("R")
 _RUNS = int(os.environ.get("ATLAS_TEST_STATE_MACHINE_RUNS", "15"))
@@ -77,7 +80,7 @@ def _machine(world: _World) -> Any:
             super().__init__()
             self.tenant = new_id()
             self.jobs = world.storage.jobs
-            self.queue = JobQueue(world.storage.executor, tenant_id=self.tenant)
+            self.queue = JobQueue(executor_of_jobs(world.storage), tenant_id=self.tenant)
             self.queue._rescued_at = float("inf")
             self.model: Dict[str, Held] = {}
             self.claims: List[ClaimedJob] = []
@@ -193,7 +196,7 @@ def _machine(world: _World) -> Any:
 
         @rule()
         def every_worker_is_silent(self) -> None:
-            world.run(world.storage.executor.run(expire_leases))
+            world.run(let_leases_expire(world.storage))
             for held in self.model.values():
                 held.expired = held.expired or held.status == "running"
 
@@ -283,7 +286,7 @@ def _machine(world: _World) -> Any:
         def teardown(self) -> None:
             """Nothing is stuck: what is scheduled can be claimed, whatever keys did."""
             for _ in range(3 * len(self.model) + 3):
-                world.run(world.storage.executor.run(expire_leases))
+                world.run(let_leases_expire(world.storage))
                 world.run(self.queue.rescue_expired())
                 claims = world.run(self.queue.claim("last", ["a", "b"], limit=50))
                 world.run(self.queue.settle([Outcome(c, "succeeded") for c in claims]))
@@ -300,7 +303,8 @@ def world(migrated_settings: Any) -> Iterator[_World]:
     made.close()
 
 
-def test_the_store_behaves_like_the_model(world: _World) -> None:
+def test_the_store_behaves_like_the_model(world: _World, backend: str) -> None:
+    runs = support.sized(backend, _RUNS, min(_RUNS, 5))
     run_state_machine_as_test(
-        _machine(world), settings=settings(max_examples=_RUNS, stateful_step_count=40, deadline=None)
+        _machine(world), settings=settings(max_examples=runs, stateful_step_count=40, deadline=None)
     )

@@ -13,7 +13,7 @@ import pytest
 
 from modules.storage.mongo_pool import MongoPool
 
-__all__ = ["ABILITIES", "MongoStorePool", "backend", "empty_database", "forms_of", "open_mongo"]
+__all__ = ["ABILITIES", "MongoStorePool", "backend", "empty_database", "forms_of", "open_mongo", "sized"]
 
 _SQL = frozenset({"sql", "semantic_search", "fast"})
 _FULL = os.environ.get("ATLAS_TEST_FULL") == "1"
@@ -46,12 +46,21 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def sized(backend: str, count: int, few: int) -> int:
+    """Return how many of something a test makes: `count`, or `few` on a back end that is not fast."""
+    return count if "fast" in ABILITIES[backend] or "sql" in ABILITIES[backend] else few
+
+
 def forms_of(store: str) -> Any:
     """Return the forms of a store's operations by its name."""
     if store == "kv":
         from modules.Tools.Base_Tools.kv_mongo_repository import KEY_VALUE_FORMS
 
         return KEY_VALUE_FORMS
+    if store == "jobs":
+        from modules.job_store.mongo_repository import JOB_FORMS
+
+        return JOB_FORMS
     from modules.conversation_store.mongo_repository import CONVERSATION_FORMS
 
     return CONVERSATION_FORMS
@@ -107,7 +116,7 @@ async def _make(settings: Any) -> None:
     pool = MongoPool(settings)
     await pool.initialize()
     try:
-        for store in ("kv", "conversations"):
+        for store in ("kv", "conversations", "jobs"):
             await ensure_store(pool, forms_of(store))
     finally:
         await pool.shutdown()

@@ -1,4 +1,5 @@
-"""A MongoDB-protocol server of our own: `mongod` from PATH, else FerretDB 1 built by Go (tests/support/ferretdb/main.go).
+"""A MongoDB-protocol server of our own: `mongod` from PATH, else FerretDB 1 built by Go (tests/support/ferretdb/main.go),
+with one function laid over its own so that it need not read whole collections (tests/support/ferretdb/narrowing.go).
 
 The built program is kept in ${XDG_CACHE_HOME:-~/.cache}/atlas-storage-tests under a name that changes with what it is made
 of, so that a machine builds it once: about 200 s of one core with an empty Go cache, 8 s with a full one.
@@ -24,7 +25,21 @@ from tests.support.cluster import _die_with_parent, free_port
 __all__ = ["NoServerError", "Server", "command_of_this_machine", "temporary_server"]
 
 SOURCE = Path(__file__).with_name("ferretdb") / "main.go"
+LAID_OVER = SOURCE.with_name("narrowing.go")
 FERRETDB = "v1.24.2"
+_PACKAGE = "internal/backends/sqlite"
+# of `collection.Query`, the first of two places
+_ITS_OWN = """	if params.Filter.Len() == 1 {
+		v, _ := params.Filter.Get("_id")
+		switch v.(type) {
+		case string, types.ObjectID:
+			whereClause = fmt.Sprintf(` WHERE %s = ?`, metadata.IDColumn)
+			args = []any{string(must.NotFail(sjson.MarshalSingleValue(v)))}
+		}
+	}
+"""
+_OURS = "	whereClause, args = narrowed(params.Filter)\n"
+_FERRETDB_MODULE = "github.com/FerretDB/FerretDB"
 _MODULE = f"module atlas-mongo-server\n\ngo 1.24\n\nrequire github.com/FerretDB/FerretDB {FERRETDB}\n"
 _BUILD_TIMEOUT_S = 900
 
@@ -56,7 +71,8 @@ def _go() -> str:
 
 def _built() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas-storage-tests"
-    made_of = hashlib.sha256(SOURCE.read_bytes() + _MODULE.encode()).hexdigest()[:12]
+    parts = (SOURCE.read_bytes(), LAID_OVER.read_bytes(), (_MODULE + _OURS).encode())
+    made_of = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     program = cache / f"mongo-server-{made_of}"
     if program.exists():
         return program
@@ -74,17 +90,40 @@ def _build(go: str, program: Path) -> None:
         (Path(directory) / "go.mod").write_text(_MODULE)
         shutil.copy(SOURCE, directory)
         partial = program.with_suffix(".partial")
-        done = subprocess.run(
-            [go, "build", "-tags", "ferretdb_no_postgresql", "-o", str(partial), "."],
-            cwd=directory,
-            env={**os.environ, "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"},
-            capture_output=True,
-            text=True,
-            timeout=_BUILD_TIMEOUT_S,
-        )
-        if done.returncode:
-            raise NoServerError(f"FerretDB {FERRETDB} could not be built: {done.stderr.strip()[-500:]}")
+        _run_go(go, directory, "mod", "download", _FERRETDB_MODULE)
+        found = _run_go(go, directory, "list", "-m", "-f", "{{.Dir}}", _FERRETDB_MODULE)
+        _lay_over(Path(directory) / "FerretDB", Path(found))
+        _run_go(go, directory, "mod", "edit", "-replace", f"{_FERRETDB_MODULE}=./FerretDB")
+        _run_go(go, directory, "build", "-tags", "ferretdb_no_postgresql", "-o", str(partial), ".")
         os.replace(partial, program)
+
+
+def _run_go(go: str, directory: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [go, *arguments],
+        cwd=directory,
+        env={**os.environ, "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_TIMEOUT_S,
+    )
+    if done.returncode:
+        raise NoServerError(f"FerretDB {FERRETDB} could not be built: {done.stderr.strip()[-500:]}")
+    return done.stdout.strip()
+
+
+def _lay_over(copy: Path, module: Path) -> None:
+    """Make a copy of FerretDB's module that calls our function where it had a condition of its own."""
+    shutil.copytree(module, copy, copy_function=shutil.copyfile)
+    package = copy / _PACKAGE
+    for place in (copy, *copy.rglob("*")):
+        if place.is_dir():
+            place.chmod(0o755)
+    its_own = (package / "collection.go").read_text()
+    if _ITS_OWN not in its_own:
+        raise NoServerError(f"FerretDB {FERRETDB} is not the one that narrowing.go is laid over")
+    (package / "collection.go").write_text(its_own.replace(_ITS_OWN, _OURS, 1))
+    shutil.copy(LAID_OVER, package)
 
 
 class Server:

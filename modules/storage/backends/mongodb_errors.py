@@ -70,6 +70,9 @@ def translate(error: BaseException) -> errors.StorageError:
     if isinstance(error, (driver.NetworkTimeout, driver.ExecutionTimeout, driver.WTimeoutError)):
         return _DEADLINE()
     if isinstance(error, driver.OperationFailure):
+        if error.code == 1 and "UNIQUE constraint failed" in str(error):
+            # FerretDB 1 on SQLite, of an update that breaks a unique index; MongoDB says 11000
+            return _BY_CODE[11000]()
         return _BY_CODE.get(error.code or 0, _refused)()
     if isinstance(error, driver.ConfigurationError):
         return errors.NotConfiguredError(

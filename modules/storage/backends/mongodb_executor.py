@@ -296,6 +296,18 @@ class PooledDocuments:
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 
+    async def update_each(
+        self, collection: str, changes: Sequence[Tuple[Mapping[str, Any], Mapping[str, Any]]]
+    ) -> int:
+        from pymongo import UpdateOne
+
+        steps = [UpdateOne(where, change) for where, change in changes]
+        try:
+            result = await self._pool.collection(collection).bulk_write(steps, ordered=False)
+        except DRIVER_ERRORS as exc:
+            raise translate(exc) from exc
+        return int(result.matched_count)
+
     async def delete(self, collection: str, where: Mapping[str, Any], *, many: bool = False) -> int:
         target = self._pool.collection(collection)
         try:
@@ -313,9 +325,10 @@ class PooledDocuments:
             raise translate(exc) from exc
         return int(found[0]["total"]) if found else 0
 
-    async def count(self, collection: str, where: Mapping[str, Any]) -> int:
+    async def count(self, collection: str, where: Mapping[str, Any], *, limit: int = 0) -> int:
+        bound = {"limit": limit} if limit else {}
         try:
-            return int(await self._pool.collection(collection).count_documents(where))
+            return int(await self._pool.collection(collection).count_documents(where, **bound))
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 

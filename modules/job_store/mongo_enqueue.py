@@ -1,0 +1,299 @@
+"""The job store in MongoDB: enqueueing.
+
+One job is one document, with its name, its keys and its links in it: so it is there with all of them, or not at all, and
+unique indexes decide who is first. Jobs that go in together are staged, and published by one change of their batch:
+
+    note the batch  ->  insert, staged  ->  the batch is published  ->  each job  ->  forget the batch
+
+Whoever finds an old batch completes it: a published one is carried on, one that is not is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from modules.job_store import enqueue as op
+from modules.job_store.enqueue import Enqueued, Key, Prepared, check_digest
+from modules.job_store.enqueue_alike import enqueue_alike as alike_operation
+from modules.job_store.models import FINAL_STATUSES
+from modules.job_store.mongo_documents import (
+    ATTEMPTS,
+    BATCHES,
+    FORMS,
+    JOBS,
+    KEYS,
+    STAGED,
+    instant,
+    is_visible,
+    job_document,
+)
+from modules.storage.documents import Document, Documents, key_of
+from modules.store_common.backoff import full_jitter
+from modules.store_common.errors import AlreadyExistsError, BusyError, ConcurrencyError, StorageError
+from modules.store_common.ids import new_id
+from modules.store_common.values import JsonText
+
+__all__ = [
+    "complete_batches",
+    "enqueue_alike",
+    "enqueue_many",
+    "enqueue_one",
+    "enqueue_prepared",
+    "enqueue_with_keys",
+]
+
+_Fields = Dict[str, Any]
+# A batch that is older is not being worked on: much longer than any call may take.
+_OLD_US = 60_000_000
+_BATCHES_AT_ONCE = 20
+_INSERTED_AT_ONCE = 1000
+# Fewer than MongoDB takes in one command (48 MB).
+_BYTES_AT_ONCE = 16 * 1024 * 1024
+
+
+def _done(document: Document, *, created: bool) -> Enqueued:
+    return Enqueued(document["id"], instant(document["ra"]), instant(document["ca"]), created)
+
+
+@FORMS.form_of(op.enqueue_one)
+async def enqueue_one(db: Documents, job: _Fields) -> Enqueued:
+    """Insert a job without keys."""
+    document = job_document(job, await db.now())
+    await db.insert(JOBS, [document])
+    return _done(document, created=True)
+
+
+@FORMS.form_of(op.enqueue_many)
+async def enqueue_many(db: Documents, jobs: Sequence[_Fields]) -> None:
+    """Insert jobs without keys, all or none; those of one time keep their order."""
+    now = await db.now()
+    await _together(db, [job_document(job, now, n - len(jobs) + 1) for n, job in enumerate(jobs)], now)
+
+
+@FORMS.form_of(alike_operation)
+async def enqueue_alike(db: Documents, shared: _Fields, ids: List[str], payloads: List[JsonText]) -> None:
+    """Insert jobs that differ in their payload, all or none."""
+    common = {**shared, "schedule_id": None, "scheduled_for": None}
+    jobs = [{**common, "id": job_id, "payload": payload} for job_id, payload in zip(ids, payloads)]
+    await enqueue_many(db, jobs)
+
+
+async def _together(db: Documents, documents: Sequence[Document], now: int) -> None:
+    if len(documents) == 1:
+        await db.insert(JOBS, documents)
+        return
+    batch = await _begin(db, now)
+    try:
+        await _insert(db, [_staged(document, batch) for document in documents])
+    except StorageError:
+        await _drop(db, batch)
+        raise
+    await _publish(db, batch)
+
+
+async def _insert(db: Documents, documents: Sequence[Document]) -> None:
+    start = size = 0
+    for index, document in enumerate(documents):
+        length = len(document["pl"])
+        if index > start and (index - start >= _INSERTED_AT_ONCE or size + length > _BYTES_AT_ONCE):
+            await db.insert(JOBS, documents[start:index])
+            start, size = index, 0
+        size += length
+    await db.insert(JOBS, documents[start:])
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def _staged(document: Document, batch: str) -> Document:
+    return {**document, "st": STAGED, "to": document["st"], "b": batch}
+
+
+async def _begin(db: Documents, now: int) -> str:
+    batch = new_id()
+    await db.insert(BATCHES, [{"_id": batch, "at": now, "st": "staging"}])
+    return batch
+
+
+async def _publish(db: Documents, batch: str) -> None:
+    """Publish what was staged.
+
+    Raises:
+        BusyError: it took so long that somebody took it for dead; nothing was enqueued.
+    """
+    where = {"_id": batch, "st": "staging"}
+    if not await db.update(BATCHES, where, {"$set": {"st": "published"}}):
+        raise BusyError("enqueueing the jobs took too long and was undone; try again, with fewer at once")
+    await _carry_on(db, batch)
+
+
+async def _carry_on(db: Documents, batch: str) -> None:
+    for status in ("scheduled", "draft"):
+        where = {"b": batch, "st": STAGED, "to": status}
+        await db.update(JOBS, where, {"$set": {"st": status}, "$unset": {"b": "", "to": ""}}, many=True)
+    await db.delete(BATCHES, {"_id": batch})
+
+
+async def _drop(db: Documents, batch: str) -> None:
+    where = {"_id": batch, "st": {"$in": ["staging", "dropped"]}}
+    if await db.update(BATCHES, where, {"$set": {"st": "dropped"}}):
+        await db.delete(JOBS, {"b": batch, "st": STAGED}, many=True)
+        await db.delete(BATCHES, {"_id": batch})
+
+
+async def complete_batches(db: Documents, now: int) -> None:
+    """Publish or remove what dead processes left."""
+    where = {"at": {"$lte": now - _OLD_US}}
+    for found in await db.find(BATCHES, where, limit=_BATCHES_AT_ONCE):
+        if found["st"] == "published":
+            await _carry_on(db, found["_id"])
+        else:
+            await _drop(db, found["_id"])
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+@FORMS.form_of(op.enqueue_with_keys)
+async def enqueue_with_keys(db: Documents, jobs: Sequence[Prepared]) -> List[Enqueued]:
+    """Insert jobs that may have keys and links, all or none; for one whose key is taken, its holder is returned."""
+    if len(jobs) == 1:
+        return [await enqueue_prepared(db, jobs[0])]
+    now = await db.now()
+    batch = await _begin(db, now)
+    aliases: List[Document] = []
+    done: List[Enqueued] = []
+    try:
+        for n, job in enumerate(jobs):
+            document = _staged(_keyed_document(job, now, n - len(jobs) + 1), batch)
+            done.append(await _insert_keyed(db, job, document, aliases))
+    except StorageError:
+        await _drop(db, batch)
+        raise
+    await _publish(db, batch)
+    await _add_aliases(db, aliases)
+    return done
+
+
+async def enqueue_prepared(db: Documents, job: Prepared) -> Enqueued:
+    """Insert one job with its keys and links; the job that holds a key, when one does."""
+    aliases: List[Document] = []
+    done = await _insert_keyed(db, job, _keyed_document(job, await db.now(), 0), aliases)
+    await _add_aliases(db, aliases)
+    return done
+
+
+def _keyed_document(job: Prepared, now: int, place: int) -> Document:
+    document = job_document(job.fields, now, place)
+    document["ts"] = sorted(set(job.task_ids))
+    for key in job.keys:
+        text = key_of(document["t"], key.key)
+        if key.kind == "idempotency":
+            document.update(ik=text, ud=key.digest)
+        else:
+            document.update(uk=text, uw=None if key.keep_us is None else now + key.keep_us)
+    return document
+
+
+async def _insert_keyed(
+    db: Documents, job: Prepared, document: Document, aliases: List[Document]
+) -> Enqueued:
+    keys = {key.kind: key for key in job.keys}
+    idempotency = keys.get("idempotency")
+    for attempt in range(ATTEMPTS):
+        if idempotency is not None:
+            known = await _by_alias(db, document["ik"], idempotency, aliases)
+            if known is not None:
+                return known
+        try:
+            await db.insert(JOBS, [document])
+            return await _unless_aliased(db, document, keys, aliases)
+        except AlreadyExistsError:
+            holder = await _holder(db, document, keys, aliases)
+        if holder is not None:
+            return holder
+        await asyncio.sleep(full_jitter(min(attempt, 6), base_s=0.002, cap_s=0.1))
+    raise ConcurrencyError("another call is enqueueing a job of the same key; try again")
+
+
+async def _holder(
+    db: Documents, document: Document, keys: Dict[str, Key], aliases: List[Document]
+) -> Optional[Enqueued]:
+    """Return the job that holds a key of `document`; None: it does no longer.
+
+    Raises:
+        IdempotencyConflictError: the holder of the idempotency key has another body.
+        AlreadyExistsError: the name is taken.
+    """
+    if "ik" in document:
+        found = await db.find_one(JOBS, {"ik": document["ik"]})
+        if found is not None and _may_be_seen(found, document):
+            check_digest(keys["idempotency"], found["ud"])
+            return _done(found, created=False)
+    if "uk" in document:
+        found = await db.find_one(JOBS, {"uk": document["uk"]})
+        if found is not None and _may_be_seen(found, document):
+            if await _is_held(db, found):
+                if "ik" in document:
+                    aliases.append(
+                        {"_id": document["ik"], "t": document["t"], "j": found["id"], "d": document["ud"]}
+                    )
+                return _done(found, created=False)
+            await db.update(
+                JOBS, {"_id": found["_id"], "uk": document["uk"], "v": found["v"]}, {"$unset": {"uk": ""}}
+            )
+            return None
+    if "nk" in document and await db.find_one(JOBS, {"nk": document["nk"]}, fields=("nk",)) is not None:
+        raise AlreadyExistsError("a job of this name is not final")
+    mine = await db.find_one(JOBS, {"_id": document["_id"]})
+    return _done(mine, created=True) if mine is not None and is_visible(mine) else None
+
+
+def _may_be_seen(found: Document, document: Document) -> bool:
+    """Whether `found` is there for everybody, or goes in together with `document`."""
+    return is_visible(found) or (found["st"] == STAGED and found["b"] == document.get("b"))
+
+
+async def _is_held(db: Documents, found: Document) -> bool:
+    """Whether a job still holds its unique key."""
+    if found["st"] not in FINAL_STATUSES:
+        return True
+    return found["uw"] is not None and found["uw"] > await db.now()
+
+
+async def _by_alias(db: Documents, place: str, key: Key, aliases: Sequence[Document]) -> Optional[Enqueued]:
+    """Return the job that an idempotency key stands for because that job held the unique key."""
+    alias: Optional[Document] = next((made for made in aliases if made["_id"] == place), None)
+    if alias is None:
+        alias = await db.find_one(KEYS, {"_id": place})
+    if alias is None:
+        return None
+    found = await db.find_one(JOBS, {"_id": key_of(alias["t"], alias["j"])})
+    if found is None or not (is_visible(found) or found["st"] == STAGED):
+        await db.delete(KEYS, {"_id": place, "j": alias["j"]})
+        return None
+    check_digest(key, alias["d"])
+    return _done(found, created=False)
+
+
+async def _unless_aliased(
+    db: Documents, document: Document, keys: Dict[str, Key], aliases: Sequence[Document]
+) -> Enqueued:
+    """Take a job back whose idempotency key came to stand for another one just before it was inserted."""
+    if len(keys) == 2:
+        known = await _by_alias(db, document["ik"], keys["idempotency"], aliases)
+        if known is not None and known.id != document["id"]:
+            untouched = {"_id": document["_id"], "v": 1, "f": 0}
+            if await db.delete(JOBS, untouched):
+                return known
+    return _done(document, created=True)
+
+
+async def _add_aliases(db: Documents, aliases: Sequence[Document]) -> None:
+    steps: List[Tuple[Document, Document]] = [
+        ({"_id": alias["_id"]}, {"$setOnInsert": {name: alias[name] for name in ("t", "j", "d")}})
+        for alias in aliases
+    ]
+    if steps:
+        await db.upsert_each(KEYS, steps)
