@@ -87,6 +87,7 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	@$(if $(BENCH_ARGS),,$(BIN)/python -m benchmarks.jobs_store --rows 1000000)
 
 bench-memory: $(VENV)/.installed-bench
 	@$(BIN)/python -m benchmarks.memory_quality $(BENCH_ARGS)

@@ -19,7 +19,6 @@ JSON stands as text, instants as microseconds.
 
 from __future__ import annotations
 
-from datetime import datetime
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
@@ -35,9 +34,10 @@ from modules.storage.documents import (
     DocumentForms,
     Documents,
     IndexModel,
+    instant,
     key_of,
+    micros,
 )
-from modules.store_common.clock import from_microseconds, to_microseconds
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import decode_json, decode_text, encode_text
 
@@ -110,16 +110,6 @@ class State(NamedTuple):
     generation: str
     last: int
     epoch: int
-
-
-def micros(value: Optional[datetime]) -> Optional[int]:
-    """Return an instant as it is stored."""
-    return None if value is None else to_microseconds(value)
-
-
-def instant(value: Optional[int]) -> Any:
-    """Return a stored instant as it is given out."""
-    return None if value is None else from_microseconds(value)
 
 
 def range_of(tenant_id: str, generation: str, sequence: int) -> str:

@@ -80,7 +80,7 @@ async def locked_job(tx: Transaction, tenant_id: str, job_id: str, expected: Opt
     if row is None:
         raise JobNotFoundError(job_id)
     job = decode_job(row)
-    check_expected(job, expected)
+    check_expected("job", job, expected)
     return job
 
 

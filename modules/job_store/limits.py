@@ -6,12 +6,12 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import orjson
 
 from modules.job_store.errors import JobLeaseTooShortError
-from modules.job_store.records import Job, NewJob, RetryPolicy
+from modules.job_store.records import Job, NewJob, RetryPolicy, Schedule
 from modules.store_common.clock import require_utc
 from modules.store_common.errors import ConcurrencyError, InvalidValueError
 from modules.store_common.values import JsonText, check_identifier, encode_json
@@ -227,17 +227,17 @@ def job_fields(job: NewJob) -> Dict[str, Any]:
     }
 
 
-def check_expected(job: Job, expected: Optional[int]) -> None:
-    """Refuse a job of another version than the `expected`; None: any.
+def check_expected(what: str, found: Union[Job, Schedule], expected: Optional[int]) -> None:
+    """Refuse `what` (a job, a schedule) of another version than the `expected`; None: any.
 
     Raises:
         ConcurrencyError: names both.
     """
-    if expected is not None and job.version != expected:
+    if expected is not None and found.version != expected:
         raise ConcurrencyError(
-            f"job {job.id!r} has version {job.version} and not the expected {expected}; read it again and decide",
+            f"{what} {found.id!r} has version {found.version} and not the expected {expected}; read it again and decide",
             expected,
-            job.version,
+            found.version,
         )
 
 

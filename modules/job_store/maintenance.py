@@ -18,6 +18,9 @@ from modules.storage.operations import Executor, Transaction, read, write
 from modules.store_common.values import check_identifier
 
 __all__ = [
+    "COUNTED",
+    "MOST_QUEUES",
+    "SEEN_US",
     "JobMaintenance",
     "JobNumbers",
     "Purging",
@@ -32,10 +35,12 @@ __all__ = [
 _BATCH = 500
 _DAY_S = 86_400.0
 _WORKER_FORGOTTEN_S = 86_400.0
-_COUNTED = 10_000
+COUNTED = 10_000
 _ABOVE_EVERY_PRIORITY = 32_767
 # Queues that health looks at, and keys of a round of unparking.
-_MOST_QUEUES = 100
+MOST_QUEUES = 100
+#: A worker that was seen so many microseconds ago is there.
+SEEN_US = 60_000_000
 _KEYS_AT_ONCE = 100
 
 
@@ -100,12 +105,12 @@ async def next_tenant(tx: Transaction, after: str) -> Optional[str]:
 @read(snapshot=True, urgent=True)
 async def job_numbers(tx: Transaction) -> JobNumbers:
     """Return how the job store stands, at a cost that does not grow with the number of jobs."""
-    backlog = (await tx.one(reading.BACKLOG, limit=_COUNTED))[0]
-    running = (await tx.one(reading.RUNNING, limit=_COUNTED))[0]
-    dead = (await tx.one(reading.DEAD, limit=_COUNTED))[0]
+    backlog = (await tx.one(reading.BACKLOG, limit=COUNTED))[0]
+    running = (await tx.one(reading.RUNNING, limit=COUNTED))[0]
+    dead = (await tx.one(reading.DEAD, limit=COUNTED))[0]
     first: Optional[datetime] = None
     queue: Optional[str] = ""
-    for _ in range(_MOST_QUEUES):
+    for _ in range(MOST_QUEUES):
         queue = (await tx.one(reading.NEXT_QUEUE, queue=queue))[0]
         if queue is None:
             break
@@ -117,7 +122,7 @@ async def job_numbers(tx: Transaction) -> JobNumbers:
             run_at = (await tx.one(reading.FIRST_DUE, queue=queue, priority=level))[0]
             first = run_at if first is None else min(first, run_at)
     now: datetime = (await tx.one(NOW_IS))[0]
-    seen = len(await tx.all(WORKERS, lease_us=60_000_000))
+    seen = len(await tx.all(WORKERS, lease_us=SEEN_US))
     if first is None or first > now:
         return JobNumbers(backlog, running, dead, None, 0.0, seen)
     return JobNumbers(backlog, running, dead, first, (now - first).total_seconds(), seen)

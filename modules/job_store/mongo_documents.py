@@ -35,9 +35,10 @@ from modules.storage.documents import (
     DocumentForms,
     Documents,
     IndexModel,
+    instant,
     key_of,
+    micros,
 )
-from modules.store_common.clock import from_microseconds, to_microseconds
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import decode_json, decode_text
 
@@ -121,16 +122,6 @@ FORMS = DocumentForms(
         IndexModel(WORKERS, "ix_seen", [("seen", 1)]),
     ],
 )
-
-
-def micros(value: Optional[datetime]) -> Optional[int]:
-    """Return an instant as it is stored."""
-    return None if value is None else to_microseconds(value)
-
-
-def instant(value: Optional[int]) -> Any:
-    """Return a stored instant as it is given out."""
-    return None if value is None else from_microseconds(value)
 
 
 def json_or_none(text: Optional[str]) -> Any:

@@ -107,7 +107,7 @@ async def change_job(
     for _ in range(ATTEMPTS):
         found = await require_job(db, tenant_id, job_id)
         job = job_of(found)
-        check_expected(job, expected)
+        check_expected("job", job, expected)
         if job.status not in ("draft", "scheduled"):
             raise JobTransitionError(
                 job_id, job.status, "another job (only draft and scheduled jobs are changed)"
@@ -153,7 +153,7 @@ async def move_job(
     """Move a job that is not running to draft, scheduled or cancelled; ask the worker of a running one to stop."""
     for _ in range(ATTEMPTS):
         found = await require_job(db, tenant_id, job_id)
-        check_expected(job_of(found), expected)
+        check_expected("job", job_of(found), expected)
         status = found["st"]
         if not may_become(status, wanted) or (only_from and status not in only_from):
             raise JobTransitionError(job_id, status, wanted)
@@ -207,7 +207,7 @@ async def delete_job(
         found = await find_job(db, tenant_id, job_id)
         if found is None:
             return False, ()
-        check_expected(job_of(found), expected)
+        check_expected("job", job_of(found), expected)
         if found["st"] == "running":
             raise JobTransitionError(job_id, "running", "deleted: cancel it first")
         where = {"_id": found["_id"], "v": found["v"], "st": found["st"]}

@@ -22,7 +22,6 @@ __all__ = [
     "unlink_task",
 ]
 
-_MOST_OF_A_JOB = 1000
 _Fields = Dict[str, Any]
 
 
@@ -87,7 +86,7 @@ async def list_assignments(db: Documents, tenant_id: str, job_id: str) -> List[A
     """Return who answers for a job."""
     found = await find_job(db, tenant_id, job_id, ["as"])
     entries = [] if found is None else sorted(found["as"].values(), key=lambda entry: str(entry["a"]))
-    return [_assignment(job_id, entry) for entry in entries[:_MOST_OF_A_JOB]]
+    return [_assignment(job_id, entry) for entry in entries[: people.MOST_OF_A_JOB]]
 
 
 @FORMS.form_of(people.link_task)
@@ -110,7 +109,7 @@ async def unlink_task(db: Documents, tenant_id: str, job_id: str, task_id: str) 
 async def list_tasks(db: Documents, tenant_id: str, job_id: str) -> List[str]:
     """Return the tasks of a job."""
     found = await find_job(db, tenant_id, job_id, ["ts"])
-    return [] if found is None else sorted(found["ts"])[:_MOST_OF_A_JOB]
+    return [] if found is None else sorted(found["ts"])[: people.MOST_OF_A_JOB]
 
 
 @FORMS.form_of(people.list_jobs_of_task)

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from modules.job_store import maintenance
 from modules.job_store import reading as op
-from modules.job_store.maintenance import JobNumbers
+from modules.job_store.maintenance import COUNTED, MOST_QUEUES, SEEN_US, JobNumbers
 from modules.job_store.models import JOB_STATUSES
 from modules.job_store.mongo_documents import (
     EVENTS,
@@ -40,9 +40,6 @@ __all__ = [
     "queue_statistics",
 ]
 
-_COUNTED = 10_000
-_MOST_QUEUES = 100
-_SEEN_US = 60_000_000
 # Runs that ended at the very instant a page begins with may have been given with the page before.
 _SAME_INSTANT = 10
 _FILTERS = {"queue": "q", "handler": "h", "schedule_id": "sid"}
@@ -194,12 +191,12 @@ async def next_due(db: Documents, tenant_id: str, queue: Optional[str], limit: i
 @FORMS.form_of(maintenance.job_numbers)
 async def job_numbers(db: Documents) -> JobNumbers:
     """Return how the job store stands."""
-    backlog = await db.count(JOBS, dict(_OPEN), limit=_COUNTED)
-    running = await db.count(JOBS, {"lu": {"$gt": 0}}, limit=_COUNTED)
-    dead = await db.count(JOBS, {"st": "failed"}, limit=_COUNTED)
+    backlog = await db.count(JOBS, dict(_OPEN), limit=COUNTED)
+    running = await db.count(JOBS, {"lu": {"$gt": 0}}, limit=COUNTED)
+    dead = await db.count(JOBS, {"st": "failed"}, limit=COUNTED)
     first: Optional[int] = None
     queue = await _next_queue(db, dict(_OPEN), "")
-    for _ in range(_MOST_QUEUES):
+    for _ in range(MOST_QUEUES):
         if queue is None:
             break
         found = await db.find_one(JOBS, {**_OPEN, "q": queue}, sort=[("ra", 1)], fields=("ra",))
@@ -207,7 +204,7 @@ async def job_numbers(db: Documents) -> JobNumbers:
             first = found["ra"] if first is None else min(first, found["ra"])
         queue = await _next_queue(db, dict(_OPEN), queue)
     now = await db.now()
-    seen = await db.count(WORKERS, {"seen": {"$gte": now - _SEEN_US}})
+    seen = await db.count(WORKERS, {"seen": {"$gte": now - SEEN_US}})
     if first is None or first > now:
         return JobNumbers(backlog, running, dead, None, 0.0, seen)
     return JobNumbers(backlog, running, dead, instant(first), (now - first) / 1e6, seen)

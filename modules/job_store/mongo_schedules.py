@@ -16,11 +16,11 @@ from modules.job_store import upkeep
 from modules.job_store.encoding import decode_schedule, encode_recurrence, encode_template
 from modules.job_store.enqueue import Prepared, prepare
 from modules.job_store.errors import ScheduleNotFoundError
+from modules.job_store.limits import check_expected
 from modules.job_store.mongo_documents import ATTEMPTS, FORMS, SCHEDULES, instant, micros
 from modules.job_store.mongo_enqueue import enqueue_prepared
 from modules.job_store.records import Schedule
 from modules.job_store.schedules import Recurrence, anchored, first_time, jittered
-from modules.job_store.timetable import check_schedule
 from modules.job_store.upkeep import DueSchedules
 from modules.storage.documents import NEVER, Document, Documents, key_of
 from modules.store_common.errors import ConcurrencyError
@@ -115,7 +115,7 @@ async def change_schedule(
         if document is None:
             raise ScheduleNotFoundError(schedule_id)
         found = _schedule_of(document)
-        check_schedule(found, expected)
+        check_expected("schedule", found, expected)
         if "fi" in document:
             await _make_jobs(db, document)
         now = await db.now()

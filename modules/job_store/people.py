@@ -23,6 +23,7 @@ __all__ = [
     "ASSIGNMENTS",
     "ASSIGNMENT_STATUSES",
     "JOBS_OF_TASK",
+    "MOST_OF_A_JOB",
     "TASKS",
     "UNASSIGN",
     "UNLINK",
@@ -37,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 ASSIGNMENT_STATUSES = ("pending", "accepted", "declined", "completed")
-_MOST_OF_A_JOB = 1000
+MOST_OF_A_JOB = 1000
 
 _ASSIGN = (
     "INSERT INTO atlas_job_assignments (tenant_id, job_id, assignee, status, created_at, updated_at)"
@@ -108,7 +109,7 @@ async def unassign(tx: Transaction, tenant_id: str, job_id: str, assignee: str) 
 @read
 async def list_assignments(tx: Transaction, tenant_id: str, job_id: str) -> List[Assignment]:
     """Return who answers for a job."""
-    rows = await tx.all(ASSIGNMENTS, tenant_id=tenant_id, job_id=job_id, limit=_MOST_OF_A_JOB)
+    rows = await tx.all(ASSIGNMENTS, tenant_id=tenant_id, job_id=job_id, limit=MOST_OF_A_JOB)
     return [Assignment(*row) for row in rows]
 
 
@@ -128,7 +129,7 @@ async def unlink_task(tx: Transaction, tenant_id: str, job_id: str, task_id: str
 @read
 async def list_tasks(tx: Transaction, tenant_id: str, job_id: str) -> List[str]:
     """Return the tasks of a job."""
-    rows = await tx.all(TASKS, tenant_id=tenant_id, job_id=job_id, limit=_MOST_OF_A_JOB)
+    rows = await tx.all(TASKS, tenant_id=tenant_id, job_id=job_id, limit=MOST_OF_A_JOB)
     return [row[0] for row in rows]
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import String, bindparam, text
 from modules.job_store.base import JobRoom
 from modules.job_store.encoding import decode_schedule, encode_recurrence, encode_template
 from modules.job_store.errors import ScheduleNameTakenError, ScheduleNotFoundError
+from modules.job_store.limits import check_expected
 from modules.job_store.records import NewJob, Page, Schedule, page_of
 from modules.job_store.schedules import Recurrence, anchored, first_time
 from modules.job_store.sql import NOW, binds, columns
@@ -18,7 +19,7 @@ from modules.storage.operations import Transaction, read, write
 from modules.storage.statements import Statement
 from modules.store_common.arguments import KEEP, check_limit
 from modules.store_common.cursors import decode_cursor, encode_cursor
-from modules.store_common.errors import AlreadyExistsError, ConcurrencyError, InvalidValueError
+from modules.store_common.errors import AlreadyExistsError, InvalidValueError
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, check_identifier
 
@@ -33,7 +34,6 @@ __all__ = [
     "Schedules",
     "add_schedule",
     "change_schedule",
-    "check_schedule",
     "delete_schedule",
     "get_schedule",
     "get_schedule_by_name",
@@ -130,7 +130,7 @@ async def change_schedule(
     if row is None:
         raise ScheduleNotFoundError(schedule_id)
     found = decode_schedule(row)
-    check_schedule(found, expected)
+    check_expected("schedule", found, expected)
     now = (await tx.one(NOW_IS))[0]
     recurrence = anchored(changes.get("recurrence", found.recurrence), now)
     enabled: bool = changes.get("enabled", found.enabled)
@@ -142,20 +142,6 @@ async def change_schedule(
         recurrence=encode_recurrence(recurrence), job=encode_template(changes.get("job", found.job)), next_at=next_at,
     )  # fmt: skip
     return decode_schedule(await tx.one(GET, tenant_id=tenant_id, id=schedule_id))
-
-
-def check_schedule(found: Schedule, expected: Optional[int]) -> None:
-    """Refuse a schedule of another version than the `expected`; None: any.
-
-    Raises:
-        ConcurrencyError: names both.
-    """
-    if expected is not None and found.version != expected:
-        raise ConcurrencyError(
-            f"schedule {found.id!r} has version {found.version} and not the expected {expected}; read it again",
-            expected,
-            found.version,
-        )
 
 
 @write(atomic=False)

@@ -18,6 +18,7 @@ Instants are whole microseconds since 1970 (MongoDB's own dates keep millisecond
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import (
     Any,
     Awaitable,
@@ -36,6 +37,7 @@ from typing import (
 from typing_extensions import Protocol
 
 from modules.storage.operations import Operation
+from modules.store_common.clock import from_microseconds, to_microseconds
 
 __all__ = [
     "MAX_DOCUMENT_BYTES",
@@ -47,7 +49,9 @@ __all__ = [
     "Form",
     "IndexModel",
     "Sort",
+    "instant",
     "key_of",
+    "micros",
 ]
 
 Document = Dict[str, Any]
@@ -65,6 +69,16 @@ MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 64 * 1024
 def key_of(*parts: Any) -> str:
     """Return the `_id` of what `parts` name; the tenant comes first."""
     return SEPARATOR.join(map(str, parts))
+
+
+def micros(value: Optional[datetime]) -> Optional[int]:
+    """Return an instant as it is stored."""
+    return None if value is None else to_microseconds(value)
+
+
+def instant(value: Optional[int]) -> Any:
+    """Return a stored instant as it is given out."""
+    return None if value is None else from_microseconds(value)
 
 
 class Documents(Protocol):
