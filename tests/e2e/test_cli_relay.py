@@ -15,6 +15,7 @@ import pytest
 
 from modules.storage.manager import StorageManager
 from modules.storage.vectors.base import VectorDocument
+from tests.support.freezing import freeze
 
 _COUNT = 1200
 # A process that loads Chroma on a busy machine needs its time, and so does what it delivers; in seconds.
@@ -61,6 +62,9 @@ class _Relay:
     def send(self, number: int) -> None:
         os.kill(self._process.pid, number)
 
+    def freeze(self) -> None:
+        freeze([self._process.pid])
+
     def end(self) -> List[str]:
         """Ask it to end and return what it printed then."""
         began = time.monotonic()
@@ -94,7 +98,7 @@ async def _freeze_in_the_middle(relay: _Relay, storage: StorageManager) -> int:
         await _stage(storage, staged, _COUNT)
         staged += _COUNT
         await _until(lambda pending: pending < _COUNT, storage)
-        relay.send(signal.SIGSTOP)
+        relay.freeze()
         held = [record.claimed_by async for record in storage.outbox.stream("pending")]
         if any(held):
             return staged

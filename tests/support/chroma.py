@@ -14,6 +14,8 @@ import uuid
 from pathlib import Path
 from typing import List, Optional
 
+from tests.support.freezing import freeze
+
 __all__ = ["ChromaServer"]
 
 _START_SECONDS = 90.0
@@ -73,7 +75,7 @@ class ChromaServer:
     def pause(self) -> None:
         """Freeze it: connections are accepted and nothing answers."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        freeze([self._process.pid])
 
     def resume(self) -> None:
         assert self._process is not None

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
+from tests.support.freezing import freeze
 from tests.support.postgres import server_directory
 
 __all__ = ["Cluster", "free_port", "postgres_binaries", "temporary_cluster"]
@@ -181,7 +182,10 @@ class Cluster:
 
     def freeze(self) -> None:
         """SIGSTOP to every process of the server: sockets stay open, nothing answers."""
-        self.signal_all(signal.SIGSTOP)
+        assert self.process is not None
+        # the postmaster first: it would start others again
+        freeze([self.process.pid])
+        freeze(self.children())
 
     def thaw(self) -> None:
         self.signal_all(signal.SIGCONT)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 from tests.support.cluster import _die_with_parent, free_port
+from tests.support.freezing import freeze
 
 __all__ = ["NoServerError", "Server", "command_of_this_machine", "temporary_server"]
 
@@ -176,14 +177,12 @@ class Server:
 
     def freeze(self) -> None:
         """SIGSTOP: sockets stay open, nothing answers."""
-        self._signal(signal.SIGSTOP)
+        assert self.process is not None
+        freeze([self.process.pid])
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
         assert self.process is not None
-        self.process.send_signal(number)
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         process, self.process = self.process, None
