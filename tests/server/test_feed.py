@@ -13,7 +13,7 @@ from modules.Server.feed import Feed
 from modules.Server.gate import Traffic
 from modules.storage.manager import StorageManager
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def always() -> bool:
