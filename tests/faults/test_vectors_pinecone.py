@@ -331,7 +331,7 @@ async def test_waiting_ends_with_an_error(emulator: PineconeEmulator, make: Make
 
 async def test_a_waiting_provider_reads_what_it_wrote(emulator: PineconeEmulator, make: MakeOpen) -> None:
     emulator.delay_visibility(reads=4)
-    provider = await filled(await make(wait_for_visibility=True), 12)
+    provider = await filled(await make(wait_for_visibility=True, keep_created_at=True), 12)
     assert len(await provider.search("docs", [1, 0], top_k=100)) == 12
     (first,) = await provider.get("docs", ["d00001"])
     await provider.upsert("docs", [VectorDocument("d00001", [5, 5], metadata={"n": -1})])

@@ -88,7 +88,10 @@ class VectorEngine(abc.ABC):
     async def _upsert(
         self, tenant_id: str, spec: CollectionSpec, documents: Sequence[PreparedDocument]
     ) -> None:
-        """Store documents, all of them or none where the engine can; a `created_at` of None keeps the one there is."""
+        """Store documents, all of them or none where the engine can.
+
+        A `created_at` of None keeps the one there is, where `capabilities.keeps_created_at` says so.
+        """
 
     @abc.abstractmethod
     async def _delete(self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]) -> int:

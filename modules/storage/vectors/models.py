@@ -162,6 +162,7 @@ class Capabilities:
         max_top_k: Largest `top_k`.
         deletes_by_age: `delete_older`, and with it `retention.vector_days`, works.
         metrics: The metrics it can be created with.
+        keeps_created_at: A document that is replaced by one without a time keeps its `created_at`; else it gets a new one.
     """
 
     exact_search: bool
@@ -172,6 +173,7 @@ class Capabilities:
     max_top_k: int = 10_000
     deletes_by_age: bool = False
     metrics: Sequence[DistanceMetric] = tuple(DistanceMetric)
+    keeps_created_at: bool = True
 
 
 def scores(

@@ -49,7 +49,8 @@ class PineconeProvider(PineconeCollections):
         ready_timeout_s: How long a new index may take until it can be used.
         visibility_timeout_s: How long a write may take until it is visible, where that is waited for.
         wait_for_visibility: Upserts and deletes return only when they are visible; `upsert(wait=...)` says it per call.
-        keep_created_at: Read a document before it is replaced, to keep its `created_at`; False saves that request.
+        keep_created_at: Read a document before it is replaced, to keep its `created_at`. Each upsert then waits for one
+            more request; False: a document without a time gets that of its last write.
         registry_ttl_s: How long a collection that was seen is taken to be there still (another process may delete it).
         data_api_version: API version of the data calls, the one this is tested against; None: the SDK's own.
         tenancy: How the tenant of a call is found.

@@ -48,7 +48,7 @@ class PineconeCollections(VectorProvider):
         ready_timeout_s: float = 300.0,
         visibility_timeout_s: float = 60.0,
         wait_for_visibility: bool = False,
-        keep_created_at: bool = True,
+        keep_created_at: bool = False,
         registry_ttl_s: float = 30.0,
         data_api_version: Optional[str] = "2026-04",
         tenancy: Optional[TenantPolicy] = None,
@@ -83,6 +83,7 @@ class PineconeCollections(VectorProvider):
             persistent=True,
             max_top_k=MAX_TOP_K,
             deletes_by_age=True,
+            keeps_created_at=self._keep_created_at,
         )
 
     @property
