@@ -69,7 +69,7 @@ def check_identifier(value: str, where: str, *, max_bytes: int = MAX_IDENTIFIER_
         raise InvalidValueError(f"{where} must not be blank or have white space at its ends")
     if not value.isprintable() and any(character < " " or character == "\x7f" for character in value):
         raise InvalidValueError(f"{where} holds a control character; identifiers are printable text")
-    if len(_utf8(value, where)) > max_bytes:
+    if (len(value) if value.isascii() else len(_utf8(value, where))) > max_bytes:
         raise InvalidValueError(f"{where} is longer than {max_bytes} bytes in UTF-8")
     return value
 
@@ -122,6 +122,8 @@ def check_json(value: Any, where: str) -> None:
                 kind = type(child)
                 # the commonest children are looked at here: a path is made for what may be refused only
                 if (kind is str and child.isascii()) or kind is bool or child is None:
+                    continue
+                if kind is int and _MIN_INTEGER <= child <= _MAX_INTEGER:
                     continue
                 below = f"{path}.{key}" if len(path) < 200 else path
                 if kind is dict or kind is list:

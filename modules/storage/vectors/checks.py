@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,13 @@ from modules.storage.vectors.models import DistanceMetric, Vector, VectorDocumen
 from modules.store_common.clock import require_utc
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.ids import new_id
-from modules.store_common.values import JsonText, check_identifier, check_text, encode_json
+from modules.store_common.values import (
+    MAX_TEXT_BYTES,
+    JsonText,
+    check_identifier,
+    check_text,
+    encode_json,
+)
 
 __all__ = [
     "DEFAULT_NAMESPACE",
@@ -61,8 +67,7 @@ class CollectionSpec:
     options: Mapping[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedDocument:
+class PreparedDocument(NamedTuple):
     """A document that passed every check.
 
     Attributes:
@@ -168,13 +173,14 @@ def prepare_matrix(vectors: Any, spec: CollectionSpec, what: str) -> NDArray[np.
             f"{what} has dimension {shape}; the collection {spec.name!r} has dimension {spec.dimension}"
         )
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        lengths = np.linalg.norm(matrix, axis=1)
-    if not np.isfinite(lengths).all():
+        # norm() would make a copy of the matrix first
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+    if not np.isfinite(squares).all():
         # engines square in float32 as well: what overflows here would be infinity or NaN there
         raise VectorDimensionError(
             f"{what} holds NaN or infinity (numbers, and the vector's squared length, must fit float32)"
         )
-    if spec.metric is DistanceMetric.COSINE and not lengths.all():
+    if spec.metric is DistanceMetric.COSINE and not squares.all():
         raise VectorDimensionError(f"{what} has length zero, which has no direction; cosine needs one")
     return np.ascontiguousarray(matrix)
 
@@ -200,9 +206,10 @@ def prepare_documents(
     matrix = prepare_matrix(_same_length(given, spec), spec, "a document's vector")
     prepared: Dict[Tuple[str, str], PreparedDocument] = {}
     for position, (document, vector) in enumerate(zip(given, matrix)):
-        item = _prepare(document, vector, namespace, f"document {position}")
-        prepared.pop((item.namespace, item.id), None)
-        prepared[item.namespace, item.id] = item
+        item = _prepare(document, vector, namespace, position)
+        key = (item.namespace, item.id)
+        prepared.pop(key, None)
+        prepared[key] = item
     return list(prepared.values())
 
 
@@ -210,7 +217,17 @@ def _is_blank(given: Any) -> bool:
     return given is None or (isinstance(given, str) and not given.strip())
 
 
-def _same_length(given: List[VectorDocument], spec: CollectionSpec) -> List[Vector]:
+def _same_length(
+    given: List[VectorDocument], spec: CollectionSpec
+) -> Union[List[Vector], NDArray[np.float32]]:
+    vectors = [document.vector for document in given]
+    if all(
+        type(item) is np.ndarray and item.dtype == np.float32 and item.shape == (spec.dimension,)
+        for item in vectors
+    ):
+        # the commonest: no look at each number
+        whole: NDArray[np.float32] = np.concatenate(vectors).reshape(len(vectors), spec.dimension)
+        return whole
     for position, document in enumerate(given):
         try:
             length = len(document.vector)
@@ -222,29 +239,37 @@ def _same_length(given: List[VectorDocument], spec: CollectionSpec) -> List[Vect
             raise VectorDimensionError(
                 f"document {position} has dimension {length}; the collection {spec.name!r} has dimension {spec.dimension}"
             )
-    return [document.vector for document in given]
+    return vectors
 
 
 def _prepare(
-    document: VectorDocument, vector: NDArray[np.float32], namespace: Optional[str], where: str
+    document: VectorDocument, vector: NDArray[np.float32], namespace: Optional[str], position: int
 ) -> PreparedDocument:
+    """A thousand of these go into one upsert, so texts for errors are made for what is not the commonest only."""
     own = document.namespace
     if own is not None and namespace is not None and own != namespace:
-        raise InvalidValueError(f"{where} names another namespace than the call")
+        raise InvalidValueError(f"document {position} names another namespace than the call")
     chosen = own if own is not None else namespace
-    if document.content is not None:
-        check_text(document.content, f"the content of {where}")
-    if not isinstance(document.metadata, Mapping):
+    content = document.content
+    if content is not None and not (
+        type(content) is str and len(content) <= MAX_TEXT_BYTES and content.isascii()
+    ):
+        check_text(content, f"the content of document {position}")
+    # the check against typing's Mapping costs more than all others together
+    if type(document.metadata) is not dict and not isinstance(document.metadata, Mapping):
         raise InvalidValueError(
-            f"the metadata of {where} is a {type(document.metadata).__name__}, not a mapping"
+            f"the metadata of document {position} is a {type(document.metadata).__name__}, not a mapping"
         )
     metadata = dict(document.metadata)
+    at = document.created_at
     return PreparedDocument(
-        namespace=DEFAULT_NAMESPACE if chosen is None else check_identifier(chosen, "a namespace"),
-        id=new_id() if _is_blank(document.id) else check_identifier(document.id, f"the id of {where}"),
-        vector=vector,
-        content=document.content,
-        metadata=metadata,
-        metadata_json=encode_json(metadata, f"the metadata of {where}", max_bytes=MAX_METADATA_BYTES),
-        created_at=require_utc(document.created_at, f"created_at of {where}"),
+        DEFAULT_NAMESPACE if chosen is None else check_identifier(chosen, "a namespace"),
+        new_id()
+        if _is_blank(document.id)
+        else check_identifier(document.id, f"the id of document {position}"),
+        vector,
+        content,
+        metadata,
+        encode_json(metadata, f"the metadata of document {position}", max_bytes=MAX_METADATA_BYTES),
+        None if at is None else require_utc(at, f"created_at of document {position}"),
     )

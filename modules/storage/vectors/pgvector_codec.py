@@ -27,10 +27,17 @@ _prepared: WeakSet[Any] = WeakSet()
 
 def pack_vectors(matrix: NDArray[np.float32]) -> List[bytes]:
     """Return each row in pgvector's binary form."""
-    width = 4 * matrix.shape[1]
-    head = struct.pack(">HH", matrix.shape[1], 0)
-    data = matrix.astype(">f4").tobytes()
-    return [head + data[start : start + width] for start in range(0, len(data), width)]
+    rows, dimension = matrix.shape
+    width = 4 + 4 * dimension
+    packed = np.empty((rows, width), dtype=np.uint8)
+    packed[:, :4] = np.frombuffer(struct.pack(">HH", dimension, 0), dtype=np.uint8)
+    # the numbers of each row behind its head, swapped in place
+    numbers: NDArray[np.float32] = np.ndarray(
+        (rows, dimension), dtype=">f4", buffer=packed.data, offset=4, strides=(width, 4)
+    )
+    numbers[:] = matrix
+    data = packed.tobytes()
+    return [data[start : start + width] for start in range(0, len(data), width)]
 
 
 def unpack_vector(data: bytes) -> NDArray[np.float32]:

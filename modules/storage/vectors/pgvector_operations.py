@@ -45,14 +45,17 @@ def to_document(row: Row) -> VectorDocument:
 
 
 def _columns(documents: Sequence[PreparedDocument]) -> Mapping[str, Any]:
+    searches = [search_text(item.metadata, item.metadata_json) for item in documents]
+    created = [item.created_at for item in documents]
     return {
         "namespaces": [item.namespace for item in documents],
         "ids": [item.id for item in documents],
         "vectors": pack_vectors(np.stack([item.vector for item in documents])),
         "contents": [encode_text(item.content) for item in documents],
         "metadata": [item.metadata_json for item in documents],
-        "searches": [search_text(item.metadata, item.metadata_json) for item in documents],
-        "created": [item.created_at for item in documents],
+        # unnest fills up shorter arrays with NULL, so what is NULL throughout is not sent
+        "searches": [] if searches.count(None) == len(searches) else searches,
+        "created": [] if created.count(None) == len(created) else created,
     }
 
 
