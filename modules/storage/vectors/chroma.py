@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import datetime
-from functools import partial
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from modules.storage.vectors.base import VectorProvider
 from modules.storage.vectors.checks import CollectionSpec, PreparedDocument, replace_spec, require_no_options
-from modules.storage.vectors.chroma_client import ChromaLink, ChromaNotFoundError, EmbeddedLink, ServerLink
+from modules.storage.vectors.chroma_client import ChromaLink, ChromaNotFoundError, ServerLink
+from modules.storage.vectors.chroma_embedded import EmbeddedLink
 from modules.storage.vectors.chroma_names import REBUILD_SUFFIX, document_id, physical_name, split_id
-from modules.storage.vectors.chroma_records import Row, row_fields, row_text, row_time
+from modules.storage.vectors.chroma_records import Row, row_time
+from modules.storage.vectors.chroma_rows import CHUNK_ROWS
 from modules.storage.vectors.chroma_search import SearchLimits, search
-from modules.storage.vectors.chroma_space import CHUNK_ROWS, INDEX_OPTIONS, Space, check_options
+from modules.storage.vectors.chroma_space import INDEX_OPTIONS, Space, check_options
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.errors import VectorCollectionError, VectorNotFoundError
 from modules.storage.vectors.filters import Filter
 from modules.storage.vectors.models import Capabilities, SearchResults, VectorDocument
 from modules.storage.vectors.registry import register_vector_provider
-from modules.store_common.clock import utc_now
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.tenancy import TenantPolicy
 
@@ -228,57 +228,25 @@ class ChromaProvider(VectorProvider):
     ) -> None:
         async def work(handle: Any) -> None:
             for batch in _batches(documents, min(self._link.max_batch, CHUNK_ROWS)):
-                await self._write(handle, batch)
+                await self._space.store(handle, batch)
 
         async with self._lock(tenant_id, spec):
             await self._on(tenant_id, spec, work)
-
-    async def _write(self, handle: Any, batch: Sequence[PreparedDocument]) -> None:
-        ids = [document_id(document.namespace, document.id) for document in batch]
-        found = await self._link.run("read rows", lambda: handle.get(ids=ids, include=["metadatas"]))
-        before = dict(zip(found["ids"], found["metadatas"]))
-        now = utc_now()
-        fields = []
-        for item, document in zip(ids, batch):
-            old = before.get(item)
-            at = document.created_at or (None if old is None else row_time(old)) or now
-            fields.append(row_fields(document, at, old))
-        await self._link.run(
-            "store documents",
-            lambda: handle.upsert(
-                ids=ids,
-                embeddings=[document.vector for document in batch],
-                metadatas=fields,
-                documents=[row_text(document) for document in batch],
-            ),
-        )
 
     async def _delete(self, tenant_id: str, spec: CollectionSpec, namespace: str, ids: Sequence[str]) -> int:
         wanted = [document_id(namespace, item) for item in ids]
 
         async def work(handle: Any) -> int:
-            return await self._remove(handle, wanted)
+            return await self._space.remove(handle, wanted)
 
         async with self._lock(tenant_id, spec):
             return await self._on(tenant_id, spec, work)
-
-    async def _remove(self, handle: Any, ids: Sequence[str]) -> int:
-        gone = 0
-        for start in range(0, len(ids), CHUNK_ROWS):
-            part = list(ids[start : start + CHUNK_ROWS])
-            # Chroma's own count includes ids that were never there
-            found = await self._link.run("read ids", partial(handle.get, ids=part, include=[]))
-            there = found["ids"]
-            if there:
-                await self._link.run("delete documents", partial(handle.delete, ids=there))
-                gone += len(there)
-        return gone
 
     async def _delete_where(
         self, tenant_id: str, spec: CollectionSpec, namespace: str, tree: Optional[Filter]
     ) -> int:
         async def work(handle: Any) -> int:
-            return await self._remove(handle, await self._space.matching_ids(handle, namespace, tree))
+            return await self._space.remove(handle, await self._space.matching_ids(handle, namespace, tree))
 
         async with self._lock(tenant_id, spec):
             return await self._on(tenant_id, spec, work)
@@ -296,7 +264,7 @@ class ChromaProvider(VectorProvider):
             async def work(handle: Any, part: List[str] = part) -> int:
                 found = await self._link.run("read rows", lambda: handle.get(ids=part, include=["metadatas"]))
                 times = zip(found["ids"], map(row_time, found["metadatas"]))
-                return await self._remove(
+                return await self._space.remove(
                     handle, [item for item, at in times if at is not None and at < before]
                 )
 

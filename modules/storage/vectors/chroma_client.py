@@ -1,4 +1,4 @@
-"""The way to Chroma: the embedded client in a thread of its own, or a server over HTTP; one `run` for both.
+"""The way to Chroma: a server over HTTP here, the embedded client in `chroma_embedded`; one `run` for both.
 
 Chroma's collections have the same methods in both worlds, blocking in one and coroutines in the other. A call is handed
 over as a function; `run` waits for it, within the deadline, and turns Chroma's errors into ours.
@@ -12,33 +12,29 @@ import inspect
 import logging
 import time
 import warnings
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional
 
 from modules.storage.opening import run_in_thread
-from modules.storage.vectors.chroma_damage import (
-    check_database,
-    damaged_collections,
-    discard_set_aside,
-    leave_marker,
-    set_aside,
-)
-from modules.storage.vectors.chroma_worker import Worker
+from modules.storage.vectors.chroma_copies import VectorCopies
 from modules.storage.vectors.errors import VectorCollectionError, VectorStoreError, VectorUnavailableError
 from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import (
     MissingDependencyError,
     NotInitializedError,
-    OverloadedError,
     PermissionDeniedError,
     StorageError,
 )
 
-__all__ = ["ChromaLink", "ChromaNotFoundError", "ChromaRefusedError", "EmbeddedLink", "ServerLink"]
+__all__ = [
+    "ChromaLink",
+    "ChromaNotFoundError",
+    "ChromaRefusedError",
+    "ServerLink",
+    "load_chroma",
+    "make_settings",
+]
 
 logger = logging.getLogger(__name__)
-
-_WAITING_CALLS = 1000
 
 
 class ChromaNotFoundError(VectorStoreError):
@@ -67,6 +63,8 @@ class ChromaLink(abc.ABC):
         self.max_batch = 1000
         #: Collections, by Chroma's name, whose index was found damaged, with the reason.
         self.damaged: Dict[str, str] = {}
+        #: The vectors once more, used inside `run` only; None: rows hold their own.
+        self.copies: Optional[VectorCopies] = None
 
     @property
     @abc.abstractmethod
@@ -151,7 +149,7 @@ def _translated(exc: BaseException, what: str) -> StorageError:
     )
 
 
-def _load() -> Any:
+def load_chroma() -> Any:
     """Import chromadb, which takes seconds; its warnings about itself are not the application's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -165,123 +163,10 @@ def _load() -> Any:
     return chromadb
 
 
-def _settings(chromadb: Any, **values: Any) -> Any:
+def make_settings(chromadb: Any, **values: Any) -> Any:
+    """Return Chroma's settings."""
     # no .env file of the working directory, no telemetry
     return chromadb.config.Settings(_env_file=None, anonymized_telemetry=False, **values)
-
-
-class EmbeddedLink(ChromaLink):
-    """Chroma inside this process, its files in one directory.
-
-    Args:
-        directory: Made when it is not there.
-        tenant: Chroma's own tenant; made when it is not there.
-        database: Its database; made when it is not there.
-        timeout_s: Seconds that a call may take.
-        repair: Move damaged indexes aside when it is opened; they are then made anew.
-    """
-
-    def __init__(
-        self, directory: str, tenant: str, database: str, timeout_s: float, *, repair: bool = False
-    ) -> None:
-        super().__init__(tenant, database, timeout_s)
-        self._repair = repair
-        self._directory = Path(directory)
-        self._worker: Optional[Worker] = None
-
-    @property
-    def place(self) -> str:
-        """The directory, and the database in it."""
-        return f"chroma {self._directory.expanduser().absolute()} {self._tenant} {self._database}"
-
-    async def open(self) -> None:
-        """Check the files and open them, in the thread."""
-        if self._client is not None:
-            return
-        worker = self._worker = Worker("atlas-chroma", _WAITING_CALLS)
-        opened: List[Any] = []
-        try:
-            await self.run("open its directory", lambda: opened.append(self._open()))
-        except BaseException:
-            self._worker = None
-            # a late success must not stay open
-            worker.finish(lambda: [client.close() for client in opened])
-            raise
-        self._client = opened[0]
-
-    def _open(self) -> Any:
-        directory = self._directory.resolve()
-        chromadb = _load()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            check_database(directory)
-            found = damaged_collections(directory)
-            self.damaged = {name: why for name, _, why in found}
-            if self._repair:
-                for _, segment, _ in found:
-                    set_aside(directory, segment)
-            leave_marker(directory)
-        except OSError as exc:
-            raise VectorUnavailableError(
-                f"the Chroma directory {str(directory)!r} cannot be made or read ({type(exc).__name__})"
-            ) from exc
-        settings = _settings(
-            chromadb,
-            chroma_api_impl="chromadb.api.rust.RustBindingsAPI",
-            is_persistent=True,
-            persist_directory=str(directory),
-        )
-        if (self._tenant, self._database) != ("default_tenant", "default_database"):
-            self._make_database(chromadb, settings)
-        client = chromadb.PersistentClient(
-            path=str(directory), settings=settings, tenant=self._tenant, database=self._database
-        )
-        self.max_batch = min(self.max_batch, int(client.get_max_batch_size()))
-        return client
-
-    def _make_database(self, chromadb: Any, settings: Any) -> None:
-        """Chroma opens no tenant or database that is not there; in a directory of ours nobody else can make them."""
-        first = chromadb.PersistentClient(path=settings.persist_directory, settings=settings)
-        try:
-            admin: Any = first._admin_client
-            missing = chromadb.errors.NotFoundError
-            try:
-                admin.get_tenant(self._tenant)
-            except missing:
-                admin.create_tenant(self._tenant)
-            try:
-                admin.get_database(self._database, self._tenant)
-            except missing:
-                admin.create_database(self._database, self._tenant)
-        finally:
-            first.close()
-
-    async def repaired(self) -> None:
-        """Delete what was moved aside."""
-        await super().repaired()
-        await self.run("delete damaged files", lambda: discard_set_aside(self._directory.resolve()))
-
-    async def close(self) -> None:
-        """Close the files after the calls that wait."""
-        client, self._client = self._client, None
-        worker, self._worker = self._worker, None
-        self.damaged = {}
-        if worker is None or client is None:
-            return
-        try:
-            await asyncio.wait_for(worker.run(client.close), self._timeout_s)
-        except (OverloadedError, asyncio.TimeoutError) as exc:
-            logger.warning(
-                "storage.vectors.close_failed", extra={"store": "chroma", "error_type": type(exc).__name__}
-            )
-        finally:
-            # closing twice is harmless; the thread ends after it
-            worker.finish(client.close)
-
-    async def _call(self, call: Callable[[], Any]) -> Any:
-        if self._worker is None:
-            raise NotInitializedError("the vector store chroma")
-        return await self._worker.run(call)
 
 
 class ServerLink(ChromaLink):
@@ -314,7 +199,7 @@ class ServerLink(ChromaLink):
         """Connect and see that tenant and database are there."""
         if self._client is not None:
             return
-        chromadb = await run_in_thread(_load)
+        chromadb = await run_in_thread(load_chroma)
         client = self._make_client(chromadb)
         try:
             await self.run("answer", self._server.heartbeat)
@@ -347,7 +232,7 @@ class ServerLink(ChromaLink):
         if self._token is not None:
             headers = {"Authorization": f"Bearer {self._token}", "X-Chroma-Token": self._token}
         host = self._host.partition("://")[2] if "://" in self._host else self._host
-        settings = _settings(
+        settings = make_settings(
             chromadb,
             chroma_api_impl="chromadb.api.async_fastapi.AsyncFastAPI",
             chroma_server_host=host.rstrip("/"),

@@ -18,6 +18,7 @@ from typing import List, Optional, Tuple
 from modules.storage.vectors.errors import VectorCollectionError
 
 __all__ = [
+    "DATABASE",
     "MARKER",
     "check_database",
     "damaged_collections",
@@ -29,7 +30,7 @@ __all__ = [
 #: Says that a store was here, so that a database file that vanished is noticed.
 MARKER = "atlas-chroma.json"
 _SET_ASIDE = "atlas-damaged-"
-_DATABASE = "chroma.sqlite3"
+DATABASE = "chroma.sqlite3"
 _INDEX_FILES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle")
 _VECTOR_SEGMENTS = """
 SELECT c.name, s.id, m.seq_id,
@@ -58,7 +59,7 @@ def check_database(directory: Path) -> None:
     Raises:
         VectorCollectionError: it is damaged or gone; says what to do.
     """
-    database = directory / _DATABASE
+    database = directory / DATABASE
     if not database.exists() or database.stat().st_size == 0:
         if (directory / MARKER).exists() or any(directory.glob("*/header.bin")):
             raise _lost(directory, "its database file chroma.sqlite3 is gone or empty")
@@ -90,7 +91,7 @@ def _lost(directory: Path, why: str) -> VectorCollectionError:
 
 def damaged_collections(directory: Path) -> List[Tuple[str, str, str]]:
     """Return our collections whose index files are damaged: Chroma's name, the index directory, the reason."""
-    database = directory / _DATABASE
+    database = directory / DATABASE
     if not database.exists():
         return []
     with closing(_connect(database)) as connection:

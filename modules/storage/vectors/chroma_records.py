@@ -2,7 +2,8 @@
 
 Chroma's metadata holds flat scalars only, an upsert merges it with what was there, and a cosine collection gives vectors
 back that differ in the last bit. So what must come back identical is kept as text: `atlas` holds metadata and time as
-JSON, `vec` the float32 numbers in base64 (from them the index can be made anew). The rest are fields for `where`.
+JSON. The vector is kept by `chroma_copies`, under the digest that `atlas` names; on a server, and in rows of directories of
+former versions, `vec` holds the float32 numbers in base64. The rest are fields for `where`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,25 @@ from modules.storage.vectors.errors import VectorCollectionError
 from modules.storage.vectors.models import VectorDocument
 from modules.store_common.values import decode_json, decode_text, encode_text
 
-__all__ = ["Row", "row_fields", "row_text", "row_time"]
+__all__ = ["Row", "row_digest", "row_fields", "row_text", "row_time", "vector_bytes"]
+
+_VECTOR = "vec"
 
 
 def row_fields(
-    document: PreparedDocument, created_at: datetime, before: Optional[Mapping[str, Any]]
+    document: PreparedDocument,
+    created_at: datetime,
+    before: Optional[Mapping[str, Any]],
+    digest: Optional[str],
 ) -> Dict[str, Any]:
-    """Return Chroma's metadata of a document; fields of `before` that are gone are None, which removes them."""
+    """Return Chroma's metadata of a document.
+
+    Args:
+        document: What is stored.
+        created_at: Its time.
+        before: The metadata that is there; its fields that are gone are None, which removes them.
+        digest: Of the vector's copy; None: nobody keeps one, so the vector goes into the metadata.
+    """
     fields: Dict[str, Any] = dict.fromkeys(before or ())
     fields.update(flat_fields(document.metadata))
     fields["ns"] = document.namespace
@@ -37,15 +50,30 @@ def row_fields(
             "m": orjson.Fragment(str(document.metadata_json)),
             "t": created_at.isoformat(),
             "c": document.content is not None,
+            **({} if digest is None else {"v": digest}),
         }
     ).decode()
-    fields["vec"] = base64.b64encode(document.vector.astype("<f4", copy=False).tobytes()).decode("ascii")
+    if digest is None:
+        fields[_VECTOR] = base64.b64encode(vector_bytes(document.vector)).decode("ascii")
     return fields
+
+
+def vector_bytes(vector: NDArray[np.float32]) -> bytes:
+    """Return the float32 numbers, little-endian."""
+    return vector.astype("<f4", copy=False).tobytes()
 
 
 def row_text(document: PreparedDocument) -> str:
     """Return Chroma's document; it cannot say None, `Row` knows from `atlas`."""
     return "" if document.content is None else str(encode_text(document.content))
+
+
+def row_digest(fields: Mapping[str, Any]) -> Optional[str]:
+    """Return what names the copy of a stored row's vector; None when the row names none."""
+    try:
+        return str(orjson.loads(fields["atlas"])["v"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def row_time(fields: Mapping[str, Any]) -> Optional[datetime]:
@@ -65,11 +93,13 @@ class Row:
         text: Its document there; None when it was not asked for.
     """
 
-    __slots__ = ("_fields", "_text", "id", "metadata", "namespace", "record")
+    __slots__ = ("_fields", "_text", "_vector", "id", "key", "metadata", "namespace", "record")
 
     def __init__(self, item: str, fields: Optional[Mapping[str, Any]], text: Optional[str]) -> None:
+        self.key = item
         self.namespace, self.id = split_id(item)
         self._text = text
+        self._vector: Optional[NDArray[np.float32]] = None
         try:
             self._fields = fields or {}
             self.record: Dict[str, Any] = orjson.loads(self._fields["atlas"])
@@ -83,15 +113,56 @@ class Row:
             ) from exc
 
     @property
+    def text(self) -> str:
+        """Chroma's document, as `row_text` gave it."""
+        return self._text or ""
+
+    @property
+    def digest(self) -> Optional[str]:
+        """What names the copy of its vector; None when its metadata hold the vector, or nobody does."""
+        return self.record.get("v")
+
+    @property
+    def needs_vector(self) -> bool:
+        """Whether the vector is neither in the metadata nor given yet."""
+        return self._vector is None and self._fields.get(_VECTOR) is None
+
+    def give_vector(self, vector: Any) -> None:
+        """Set the vector: a copy's bytes, or the numbers that Chroma gave."""
+        if isinstance(vector, bytes):
+            vector = np.frombuffer(vector, dtype="<f4")
+        # a copy: the caller may write into it
+        self._vector = np.array(vector, dtype=np.float32)
+
+    @property
     def vector(self) -> NDArray[np.float32]:
         """The vector as it was given, float32."""
+        if self._vector is not None:
+            return self._vector
         try:
-            data = base64.b64decode(self._fields["vec"])
-            return np.frombuffer(data, dtype="<f4").astype(np.float32)
+            data = base64.b64decode(self._fields[_VECTOR])
+            made: NDArray[np.float32] = np.frombuffer(data, dtype="<f4").astype(np.float32)
         except (KeyError, TypeError, ValueError) as exc:
             raise VectorCollectionError(
-                "the vector of a row in this Chroma collection is damaged; write its document again"
+                "the vector of a row in this Chroma collection is damaged or lost; write its document again"
             ) from exc
+        self._vector = made
+        return made
+
+    def moved(self, digest: Optional[str]) -> Dict[str, Any]:
+        """Return its metadata for another collection.
+
+        Args:
+            digest: Of the vector's copy there; None: nobody keeps one.
+        """
+        record = {key: value for key, value in self.record.items() if key != "v"}
+        fields = {key: value for key, value in self._fields.items() if key != _VECTOR}
+        if digest is None:
+            fields[_VECTOR] = base64.b64encode(vector_bytes(self.vector)).decode("ascii")
+        else:
+            record["v"] = digest
+        fields["atlas"] = orjson.dumps(record).decode()
+        return fields
 
     def to_document(self, *, metadata: bool = True, vector: bool = True) -> VectorDocument:
         """Return it as callers know it."""

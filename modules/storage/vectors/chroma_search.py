@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 
 from modules.storage.vectors.chroma_client import ChromaRefusedError
 from modules.storage.vectors.chroma_records import Row
-from modules.storage.vectors.chroma_space import CHUNK_ROWS, Space
+from modules.storage.vectors.chroma_rows import CHUNK_ROWS
+from modules.storage.vectors.chroma_space import Space
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.filters import matches
 from modules.storage.vectors.models import DistanceMetric, SearchResults, VectorSearchResult
@@ -123,9 +123,11 @@ class _Search:
         left: List[int] = []
         for start in range(0, len(open_), _QUERIES_AT_ONCE):
             part = open_[start : start + _QUERIES_AT_ONCE]
+            queries = [self._query.vectors[position] for position in part]
+            most = min(wanted, _MOST_ROWS)
             try:
-                found = await self._space.link.run(
-                    "search", partial(self._call, part, min(wanted, _MOST_ROWS), ids)
+                found = await self._space.nearest(
+                    self._handle, queries, most, ids, text=self._query.include_metadata
                 )
             except ChromaRefusedError as exc:
                 logger.warning(
@@ -133,33 +135,20 @@ class _Search:
                     extra={"store": "chroma", "error_type": type(exc.__cause__).__name__},
                 )
                 return list(open_)
-            for number, position in enumerate(part):
-                if not self._take(position, found, number, min(wanted, _MOST_ROWS)):
+            for position, (rows, distances) in zip(part, found):
+                if not self._take(position, rows, distances, most):
                     left.append(position)
         return left
 
-    def _call(self, part: Sequence[int], wanted: int, ids: Optional[Sequence[str]]) -> Any:
-        include = ["metadatas", "distances"]
-        if self._query.include_metadata:
-            include.append("documents")
-        return self._handle.query(
-            query_embeddings=[self._query.vectors[position] for position in part],
-            n_results=wanted,
-            ids=ids,
-            include=include,
-        )
-
-    def _take(self, position: int, found: Any, number: int, wanted: int) -> bool:
+    def _take(
+        self, position: int, rows: Sequence[Row], distances: Sequence[Optional[float]], wanted: int
+    ) -> bool:
         """Keep what matches of an answer; whether it is enough, with the order of its last place beyond doubt."""
-        ids = found["ids"][number]
-        texts = found["documents"][number] if self._query.include_metadata else [None] * len(ids)
-        rows = [Row(*item) for item in zip(ids, found["metadatas"][number], texts)]
         if not rows:
             self._answers[position] = []
             return False
         vector = self._query.vectors[position]
         scored = exact_scores(self._metric, vector, np.stack([row.vector for row in rows])).tolist()
-        distances = found["distances"][number]
         hits = [
             _Hit(row, score, self._distance(score) if distance is None else float(distance))
             for row, score, distance in zip(rows, scored, distances)

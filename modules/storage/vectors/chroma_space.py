@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, AsyncIterator, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, AsyncIterator, Dict, List, Optional, Tuple
 
 from modules.storage.vectors.checks import CollectionSpec
 from modules.storage.vectors.chroma_client import ChromaLink, ChromaNotFoundError
-from modules.storage.vectors.chroma_filters import OVERFLOW, Both, Leaf, Plan, candidate_plan
-from modules.storage.vectors.chroma_names import REBUILD_SUFFIX, document_id, physical_name
-from modules.storage.vectors.chroma_records import Row
+from modules.storage.vectors.chroma_names import REBUILD_SUFFIX, physical_name
+from modules.storage.vectors.chroma_rows import RowSpace
 from modules.storage.vectors.errors import VectorCollectionError
-from modules.storage.vectors.filters import Filter, matches
 from modules.storage.vectors.models import DistanceMetric
 from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import decode_json, encode_json
 
-__all__ = ["CHUNK_ROWS", "INDEX_OPTIONS", "Space", "check_options", "spec_metadata", "spec_of"]
+__all__ = ["INDEX_OPTIONS", "Space", "check_options", "spec_metadata", "spec_of"]
 
 #: Index option: (Chroma's name, smallest, largest, our default).
 INDEX_OPTIONS: Dict[str, Tuple[str, int, int, int]] = {
@@ -31,10 +29,6 @@ _SPACES = {
     DistanceMetric.DOT_PRODUCT: "ip",
     DistanceMetric.INNER_PRODUCT: "ip",
 }
-#: Rows read at once; SQLite takes 32,766 parameters, and a row has its vector with it.
-CHUNK_ROWS = 1000
-#: A set of candidates that is not worth making smaller.
-_ENOUGH_ROWS = 100
 _PAGE = 100
 
 
@@ -96,7 +90,7 @@ def _configuration(spec: CollectionSpec) -> Dict[str, Any]:
     return {"hnsw": hnsw}
 
 
-class Space:
+class Space(RowSpace):
     """Chroma's collections by our names.
 
     Args:
@@ -104,7 +98,7 @@ class Space:
     """
 
     def __init__(self, link: ChromaLink) -> None:
-        self.link = link
+        super().__init__(link)
         self._handles: Dict[Tuple[str, str], Any] = {}
 
     async def create(self, tenant_id: str, spec: CollectionSpec, *, suffix: str = "") -> Any:
@@ -134,9 +128,17 @@ class Space:
 
     async def drop(self, physical: str) -> bool:
         """Delete by Chroma's name; whether it was there."""
-        client = self.link.client
+        client, copies = self.link.client, self.link.copies
+
+        def delete() -> Any:
+            if copies is None:
+                return client.delete_collection(physical)
+            handle = client.get_collection(physical, embedding_function=None)
+            client.delete_collection(physical)
+            return copies.drop(handle.id)
+
         try:
-            await self.link.run("delete a collection", lambda: client.delete_collection(physical))
+            await self.link.run("delete a collection", delete)
         except ChromaNotFoundError:
             return False
         return True
@@ -233,95 +235,3 @@ class Space:
             self._handles.clear()
         else:
             self._handles.pop((tenant_id, name), None)
-
-    # --- rows ---------------------------------------------------------------------------------------------------
-
-    async def count(self, handle: Any) -> int:
-        """Return how many rows the collection has."""
-        return int(await self.link.run("count", handle.count))
-
-    async def candidates(self, handle: Any, namespace: Optional[str], tree: Optional[Filter]) -> List[str]:
-        """Return Chroma's ids of the rows that may match, in code-point order; every match is among them."""
-        plan = candidate_plan(tree)
-        if plan is None:
-            where = None if namespace is None else {"ns": {"$eq": namespace}}
-            return sorted(await self._ids(handle, where))
-        found = await self._find(handle, plan) | await self._ids(handle, OVERFLOW)
-        if namespace is None:
-            return sorted(found)
-        start = document_id(namespace, "")
-        return sorted(item for item in found if item.startswith(start))
-
-    async def _find(self, handle: Any, plan: Plan) -> Set[str]:
-        if isinstance(plan, Leaf):
-            return await self._ids(handle, plan.where)
-        if isinstance(plan, Both):
-            found = await self._find(handle, plan.parts[0])
-            for part in plan.parts[1:]:
-                if len(found) <= _ENOUGH_ROWS:
-                    # reading these few is cheaper than another condition
-                    break
-                found &= await self._find(handle, part)
-            return found
-        found = set()
-        for part in plan.parts:
-            found |= await self._find(handle, part)
-        return found
-
-    async def _ids(self, handle: Any, where: Optional[Dict[str, Any]]) -> Set[str]:
-        found = await self.link.run("read ids", lambda: handle.get(where=where, include=[]))
-        return set(found["ids"])
-
-    async def rows(self, handle: Any, ids: Sequence[str], *, text: bool = True) -> List[Row]:
-        """Return the rows of `ids` that are there, at most `CHUNK_ROWS` ids."""
-        include = ["metadatas", "documents"] if text else ["metadatas"]
-        found = await self.link.run("read rows", lambda: handle.get(ids=list(ids), include=include))
-        texts = found["documents"] if text else [None] * len(found["ids"])
-        return [Row(*item) for item in zip(found["ids"], found["metadatas"], texts)]
-
-    async def matching(
-        self, handle: Any, ids: Sequence[str], tree: Optional[Filter], *, text: bool = True
-    ) -> List[Row]:
-        """Return the rows of `ids` that pass the filter."""
-        rows = await self.rows(handle, ids, text=text)
-        return rows if tree is None else [row for row in rows if matches(tree, row.metadata)]
-
-    async def matching_ids(self, handle: Any, namespace: Optional[str], tree: Optional[Filter]) -> List[str]:
-        """Return Chroma's ids of exactly the rows that match."""
-        ids = await self.candidates(handle, namespace, tree)
-        if tree is None:
-            return ids
-        found: List[str] = []
-        for start in range(0, len(ids), CHUNK_ROWS):
-            part = ids[start : start + CHUNK_ROWS]
-            found += [
-                document_id(row.namespace, row.id)
-                for row in await self.matching(handle, part, tree, text=False)
-            ]
-        return found
-
-    async def copy(self, source: Any, target: Any) -> int:
-        """Write every row of `source` into `target`, vectors from our own text; return how many."""
-        ids = await self.candidates(source, None, None)
-        step = min(self.link.max_batch, 500)
-        done = 0
-        for start in range(0, len(ids), step):
-            part = ids[start : start + step]
-            found = await self.link.run(
-                "read rows", partial(source.get, ids=part, include=["metadatas", "documents"])
-            )
-            vectors = [
-                Row(*item).vector for item in zip(found["ids"], found["metadatas"], found["documents"])
-            ]
-            await self.link.run(
-                "store documents",
-                partial(
-                    target.upsert,
-                    ids=found["ids"],
-                    embeddings=vectors,
-                    metadatas=found["metadatas"],
-                    documents=[text or "" for text in found["documents"]],
-                ),
-            )
-            done += len(vectors)
-        return done
