@@ -109,6 +109,7 @@ async def once(request: Request, caller: Caller, effect: Effect, body: Any) -> J
             return reply.response()
         except _KnownKeyError:
             known = await caller.storage.kv.get(NAMESPACE, name, tenant_id=tenant)
-    if not known or known["fingerprint"] != fingerprint:
+    # whoever may write the tenant's keys may have put anything there
+    if not isinstance(known, dict) or known.get("fingerprint") != fingerprint:
         raise IdempotencyConflictError("this Idempotency-Key was used before for another request")
     return Reply(known["body"], known["status"], known["headers"]).response(replayed=True)

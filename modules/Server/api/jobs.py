@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Dict, List, Literal, Optional
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -213,7 +213,10 @@ async def list_dead_letters(
 
 @router.post("/dead-letters/redrive", response_model=CountOut)
 async def redrive_dead_letters(
-    caller: Writer, request: Request, body: Redrive, idempotency_key: IdempotencyKey = None
+    caller: Writer,
+    request: Request,
+    body: Annotated[Redrive, Body(default_factory=Redrive)],
+    idempotency_key: IdempotencyKey = None,
 ) -> Json:
     """Run jobs that failed for good again, and say how many."""
 
@@ -242,7 +245,7 @@ async def cancel_job(
     caller: Writer,
     request: Request,
     job_id: _JobId,
-    body: Reason,
+    body: Annotated[Reason, Body(default_factory=Reason)],
     if_match: IfMatch = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Json:
