@@ -26,7 +26,7 @@ async def last(store: Any) -> Any:
     return (await store.load_recent_messages("c1", 1))[0]
 
 
-async def until(condition: Any, seconds: float = 10.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Poll until `condition()` gives true."""
 
     async def poll() -> None:
@@ -173,9 +173,9 @@ class TestRecovery:
         assert [m.status for m in await store.load_recent_messages("c1")] == ["complete", "interrupted"]
 
     async def test_a_silent_turn_keeps_its_lease(self, store: Any) -> None:
-        async with store.turn("c1", lease_seconds=0.3, flush_seconds=60) as turn:
+        async with store.turn("c1", lease_seconds=1.5, flush_seconds=60) as turn:
             loop = asyncio.get_running_loop()
-            until_s = loop.time() + 0.9
+            until_s = loop.time() + 2.5
 
             async def passed() -> bool:
                 assert await store.recover_turns() == 0

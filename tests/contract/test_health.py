@@ -214,5 +214,5 @@ async def test_a_unit_of_work_under_way_is_no_illness(storage: Any, backend: str
 
 
 async def test_the_monitor_runs_with_the_manager(storage: Any) -> None:
-    found = await wait_until(lambda: storage.health_monitor.last, 5)
+    found = await wait_until(lambda: storage.health_monitor.last, 30)
     assert found.overall is HEALTHY

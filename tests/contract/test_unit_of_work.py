@@ -167,14 +167,14 @@ async def test_others_go_on_as_soon_as_the_deadline_has_passed(storage: Any) -> 
     inside = asyncio.Event()
 
     async def sleeper() -> None:
-        async with storage.unit_of_work(timeout=0.3) as uow:
+        async with storage.unit_of_work(timeout=1.0) as uow:
             await uow.kv.set("n", "a", 1)
             inside.set()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(sleeper())
     await inside.wait()
-    await asyncio.wait_for(storage.kv.set("n", "b", 2), 2.0)
+    await asyncio.wait_for(storage.kv.set("n", "b", 2), 15)
     assert not task.done()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -190,7 +190,7 @@ async def test_a_unit_that_has_only_read_holds_nobody_up(storage: Any) -> None:
             async with storage.unit_of_work() as second:
                 await second.kv.set("n", "b", 1)
 
-        await asyncio.wait_for(asyncio.create_task(other()), 2.0)
+        await asyncio.wait_for(asyncio.create_task(other()), 15)
         assert await uow.kv.get("n", "b") == 1
 
 
@@ -216,14 +216,14 @@ async def test_units_side_by_side(storage: Any) -> None:
 
 
 async def test_tasks_may_share_a_unit(storage: Any) -> None:
-    async with storage.unit_of_work(timeout=10) as uow:
-        await asyncio.wait_for(asyncio.gather(*(uow.kv.set("n", key, 1) for key in ("a", "b", "c"))), 5)
+    async with storage.unit_of_work(timeout=30) as uow:
+        await asyncio.wait_for(asyncio.gather(*(uow.kv.set("n", key, 1) for key in ("a", "b", "c"))), 15)
     assert await _keys(storage) == ["a", "b", "c"]
 
 
 async def test_calls_beside_the_unit_in_its_own_task(storage: Any, backend: str) -> None:
     """On SQLite a write of the same task would wait for itself, so it is refused at once; PostgreSQL has room."""
-    async with storage.unit_of_work(timeout=5) as uow:
+    async with storage.unit_of_work(timeout=15) as uow:
         await uow.kv.set("n", "a", 1)
         if backend == "postgresql":
             await storage.kv.set("n", "b", 1)
@@ -238,7 +238,7 @@ async def test_calls_beside_the_unit_in_its_own_task(storage: Any, backend: str)
 async def test_self_wait_is_seen_when_another_task_wrote_first(storage: Any, backend: str) -> None:
     if backend == "postgresql":
         pytest.skip("PostgreSQL has a connection for each")
-    async with storage.unit_of_work(timeout=3) as uow:
+    async with storage.unit_of_work(timeout=15) as uow:
         await asyncio.gather(uow.kv.set("n", "a", 1))  # in a task of its own
         with pytest.raises(StorageError, match="wait for itself"):
             await storage.kv.set("n", "b", 1)
@@ -256,10 +256,10 @@ async def test_a_turn_held_long_is_told(storage: Any, backend: str, caplog: Any,
             await uow.kv.set("n", "a", 1)
         await storage.kv.set("n", "c", 1)
         assert "storage.sqlite.turn_held_long" not in caplog.messages
-        monkeypatch.setattr(sqlite_turn, "_LONG_TURN_S", 0.05)
+        monkeypatch.setattr(sqlite_turn, "_LONG_TURN_S", 0.5)
         async with storage.unit_of_work() as uow:
             await uow.kv.set("n", "b", 1)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)
         # the commit is acknowledged a moment before the writer looks at its watch
         await storage.kv.set("n", "c", 1)
     assert caplog.messages.count("storage.sqlite.turn_held_long") == 1

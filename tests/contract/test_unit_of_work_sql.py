@@ -143,11 +143,11 @@ async def test_another_tasks_work_waits_for_the_session_and_is_not_undone_with_i
 
 async def test_a_task_that_waits_for_anothers_session_waits_no_longer_than_the_deadline(things: Any) -> None:
     with pytest.raises((StorageError, SQLAlchemyError)):
-        async with unit(things, timeout=0.3) as uow, uow.session() as session:
+        async with unit(things, timeout=1.0) as uow, uow.session() as session:
             session.add(Thing(id=1, name="one"))
             await session.flush()
             second = asyncio.create_task(uow.kv.run(scratch.add, 2, "two"))
-            await asyncio.wait({second}, timeout=3)
+            await asyncio.wait({second}, timeout=15)
             assert second.done(), "waits for the session for ever"
     assert isinstance(second.exception(), DeadlineExceededError)
     assert uow.state is UnitOfWorkState.ROLLED_BACK
@@ -164,7 +164,7 @@ async def test_a_cancelled_waiter_hands_its_turn_on(things: Any) -> None:
             await asyncio.sleep(0.01)
             for task in waiting:
                 task.cancel()
-        await asyncio.wait_for(last, 3)
+        await asyncio.wait_for(last, 15)
         await asyncio.gather(*waiting, return_exceptions=True)
     assert await _names(things) == ["one", "two"]
 
@@ -178,9 +178,9 @@ async def test_an_error_while_another_tasks_statement_is_under_way(things: Any) 
             _ = 1 / 0
     assert uow.state is UnitOfWorkState.ROLLED_BACK
     with pytest.raises(StorageError):
-        await asyncio.wait_for(sibling, 3)
-    assert await asyncio.wait_for(_names(things), 3) == []
-    await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 3)
+        await asyncio.wait_for(sibling, 15)
+    assert await asyncio.wait_for(_names(things), 15) == []
+    await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 15)
 
 
 async def test_sql_operations_run_before_commit_in_order(things: Any) -> None:
@@ -268,7 +268,7 @@ async def test_a_statement_under_way_ends_at_the_units_deadline(things: Any) -> 
             await uow.kv.run(scratch.add, 1, "one")
             await uow.kv.run(scratch.slow, 30.0)
     assert uow.state is UnitOfWorkState.ROLLED_BACK
-    await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 3)
+    await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 15)
     assert await _names(things) == ["two"]
 
 
@@ -344,7 +344,7 @@ async def test_a_cancelled_session_is_rolled_back(things: Any) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 3)
+    await asyncio.wait_for(things.executor.run(scratch.add, 2, "two"), 15)
     assert await _names(things) == ["two"]
 
 

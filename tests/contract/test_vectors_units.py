@@ -52,7 +52,7 @@ async def test_messages_and_vectors_vanish_together(filled: Any, ending: str) ->
     wrote = asyncio.Event()
 
     async def work() -> None:
-        async with filled.unit_of_work(timeout=0.3 if ending == "deadline" else 30) as uow:
+        async with filled.unit_of_work(timeout=2.0 if ending == "deadline" else 30) as uow:
             await _message(uow, "undone")
             await uow.vectors.upsert("docs", [VectorDocument("undone", [0.0, 1.0])])
             await uow.vectors.delete("docs", ["before"])
@@ -68,10 +68,10 @@ async def test_messages_and_vectors_vanish_together(filled: Any, ending: str) ->
             await asyncio.Event().wait()
 
     task = asyncio.ensure_future(work())
-    await asyncio.wait_for(wrote.wait(), 10)
+    await asyncio.wait_for(wrote.wait(), 30)
     if ending == "cancelled":
         task.cancel()
-    await asyncio.wait({task}, timeout=10)
+    await asyncio.wait({task}, timeout=30)
     assert task.done()
     assert (task.cancelled() or task.exception() is not None) == (ending != "rollback")
     assert await _state(filled) == before

@@ -188,7 +188,7 @@ def test_postgresql_server(own_server: Any, tmp_path: Path, child_environment: A
 def _wait_for_lines(path: Path, count: int) -> None:
     import time
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while path.read_bytes().count(b"\n") < count:
         assert time.monotonic() < end, "the client does not write"
         time.sleep(0.001)

@@ -14,6 +14,7 @@ from typing import Any, Dict
 import pytest
 
 from tests.support.postgres import ROOT
+from tests.support.timing import sluggishness
 
 GRACE_S = 2.0
 
@@ -75,7 +76,7 @@ def test_sigterm_under_load(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not acks.exists() or acks.read_bytes().count(b"\n") < 200:
             assert time.monotonic() < end, "the program does not write"
             assert process.poll() is None, process.communicate()[1]
@@ -86,10 +87,10 @@ def test_sigterm_under_load(
             time.sleep(0.05)
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         took = time.monotonic() - started
     assert process.returncode == 0, err
-    assert took <= GRACE_S + 2.0
+    assert took <= GRACE_S + 2.0 + sluggishness()
     assert json.loads(out) == {"threads": [], "tasks": []}
     assert "Task was destroyed" not in err
     acknowledged = set(acks.read_text().split())

@@ -20,7 +20,8 @@ import pytest
 from modules.job_store.records import NewJob, RetryPolicy
 from modules.storage.manager import StorageManager
 from tests.conftest import skip_or_fail
-from tests.support.crew import CrewOfProcesses, WorkerProcess, sluggishness
+from tests.support.crew import CrewOfProcesses, WorkerProcess
+from tests.support.timing import sluggishness
 
 FULL = os.environ.get("ATLAS_TEST_FULL") == "1"
 JOBS = 10_000 if FULL else 400

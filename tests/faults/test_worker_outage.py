@@ -91,10 +91,10 @@ async def test_a_worker_cut_off_for_longer_than_its_lease_stops_and_another_goes
             cut_off.handlers.handler("held")(mine.handler)
             bench.handlers.handler("held")(others.handler)
             job = await bench.jobs.enqueue("held")
-            async with cut_off.worker(lease_s=1.5, heartbeat_s=0.2, name="cut-off") as worker:
+            async with cut_off.worker(lease_s=4.0, heartbeat_s=0.2, name="cut-off") as worker:
                 await wait_until(lambda: mine.count("begin") == 1, PATIENT_S, "it begins")
                 await proxy.down()
-                async with bench.worker(lease_s=1.5, heartbeat_s=0.2, name="other"):
+                async with bench.worker(lease_s=4.0, heartbeat_s=0.2, name="other"):
                     await bench.until(job, "succeeded")
                     await wait_until(lambda: mine.count("cancelled") == 1, PATIENT_S, "it stops by itself")
                 await proxy.up()

@@ -14,7 +14,8 @@ import pytest
 from modules.job_store.records import NewJob
 from modules.job_store.schedules import Recurrence
 from modules.storage.manager import StorageManager
-from tests.support.crew import CrewOfProcesses, sluggishness
+from tests.support.crew import CrewOfProcesses
+from tests.support.timing import sluggishness
 
 GRACE_S = 1.0
 #: What is promised beyond the grace, in seconds.

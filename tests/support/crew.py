@@ -14,14 +14,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from tests.support.postgres import ROOT
 
-__all__ = ["CrewOfProcesses", "WorkerProcess", "sluggishness"]
-
-
-def sluggishness() -> float:
-    """Return by how many seconds this machine, busy with other things, is late just now: what to add to a time limit."""
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import asyncio, json, sqlite3"], check=True, timeout=60)
-    return max(0.0, 8 * (time.monotonic() - started - 0.2))
+__all__ = ["CrewOfProcesses", "WorkerProcess"]
 
 
 class WorkerProcess:

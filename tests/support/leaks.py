@@ -67,7 +67,7 @@ class LeakWatch:
                 found += [f"file {path}" for path in open_files(url.partition(":///")[2])]
         return found
 
-    async def check(self, seconds: float = 3.0) -> None:
+    async def check(self, seconds: float = 15.0) -> None:
         """Fail if something is left; a server notices a closed connection a moment later, so wait a little."""
         end = time.monotonic() + seconds
         while True:
