@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from modules.Server.protocol import MOST_HEAD_BYTES
+from tests.support import sqlite as sqlite_support
 from tests.support.live import LiveServer
 
 FAST, PURE = "httptools", "h11"
@@ -26,6 +28,7 @@ def server(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
             patch.setitem(sys.modules, "httptools", None)
             patch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
         path: Path = tmp_path_factory.mktemp(request.param) / "storage.sqlite3"
+        shutil.copyfile(sqlite_support.migrated_template(), path)
         with LiveServer(path) as made:
             yield made
 
