@@ -28,6 +28,7 @@ from modules.storage.vectors.pinecone import PineconeProvider
 from modules.store_common.deadlines import deadline
 from modules.store_common.errors import InvalidValueError, MissingDependencyError
 from tests.emulators.pinecone import PineconeEmulator
+from tests.support.leaks import wait_until
 from tests.support.timing import assert_in_time
 
 MakeOpen = Callable[..., Awaitable[PineconeProvider]]
@@ -41,8 +42,8 @@ async def emulator() -> AsyncIterator[PineconeEmulator]:
 
 
 def new_provider(emulator: PineconeEmulator, **settings: Any) -> PineconeProvider:
-    chosen: Dict[str, Any] = {"api_key": emulator.api_key, "host": emulator.host, "dimension": 2, **settings}
-    return PineconeProvider(**chosen)
+    given: Dict[str, Any] = {"api_key": emulator.api_key, "host": emulator.host, "dimension": 2}
+    return PineconeProvider(**{**given, **settings})
 
 
 @pytest_asyncio.fixture
@@ -298,10 +299,7 @@ async def test_of_two_that_create_one_collection_the_earlier_is_told(
     one, two = await make(), await make()
     emulator.delay_visibility(seconds=3600)
     both = [asyncio.ensure_future(item.create_collection("docs", 2)) for item in (one, two)]
-    ends = time.monotonic() + 20
-    while emulator.count("/vectors/upsert") < 2:
-        assert time.monotonic() < ends
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: emulator.count("/vectors/upsert") == 2, 60)
     emulator.show()
     results = await asyncio.gather(*both, return_exceptions=True)
     assert sorted(type(item).__name__ for item in results) == ["CollectionInfo", "VectorCollectionError"]

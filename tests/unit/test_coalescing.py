@@ -30,6 +30,10 @@ async def put(tx: Transaction, key: str, value: int) -> None: ...
 async def other(tx: Transaction, key: str, value: int) -> None: ...
 
 
+@write(batch=_never, spread=True)
+async def heavy(tx: Transaction, key: str, value: int) -> None: ...
+
+
 class Database:
     """Records what reaches it; every statement waits for `gate`."""
 
@@ -99,6 +103,27 @@ async def test_places(database: Database) -> None:
     assert database.log == [("a", 1), ("b", 2)]
     database.gate.set()
     await asyncio.gather(*tasks)
+
+
+async def test_what_the_server_has_more_to_do_with_is_spread_over_the_places(database: Database) -> None:
+    coalescer = _make(database, places=2)
+    calls = [(str(n), n) for n in range(23)]
+    tasks = _start(coalescer, *calls, operation=heavy)
+    await _settle()
+    assert database.log == calls[:2], "the first two took the places"
+    database.gate.set()
+    assert await asyncio.gather(*tasks) == list(range(23))
+    assert database.log[2:] == [calls[2:13], calls[13:]], "the rest left in two halves"
+
+
+async def test_a_few_calls_are_not_spread(database: Database) -> None:
+    coalescer = _make(database, places=2)
+    calls = [(str(n), n) for n in range(10)]
+    tasks = _start(coalescer, *calls, operation=heavy)
+    await _settle()
+    database.gate.set()
+    await asyncio.gather(*tasks)
+    assert database.log == [*calls[:2], calls[2:]]
 
 
 async def test_operations_do_not_wait_for_each_other(database: Database) -> None:

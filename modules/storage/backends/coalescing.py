@@ -6,6 +6,10 @@ that has just ended come back in that turn and go along. (Without that the first
 for it: kv set at 64 tasks 22,600/s instead of 34,200/s, p99 7.3 instead of 2.7 ms.) Each caller gets its own result or
 error. A batch that fails as a whole (one of them broke a rule) is run again one by one, so that only the culprit gets the
 error.
+
+Those who leave together take one place, and the loop and the server work by turns. Where the server has the longer part
+(`Operation.spread`) they are spread over the free places: append at 64 tasks 2,141/s instead of 1,523/s, where kv set, with
+less for the server to do, fell from 4,212/s to 3,625/s.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from math import ceil
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Deque, Dict, Hashable, List, Sequence, Set, Tuple
 
 from modules.store_common.errors import DeadlineExceededError, OverloadedError, StorageError, UnavailableError
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Coalescer", "RunBatch", "RunOne"]
 
 _MAX_BATCH = 256
+# Fewer are not spread: a statement costs something, too.
+_MIN_SPREAD = 8
 _Waiting = Tuple[Tuple[Any, ...], "asyncio.Future[Any]", float]
 #: Runs one call: (operation, args, deadline).
 RunOne = Callable[["Operation[Any, Any]", Tuple[Any, ...], float], Awaitable[Any]]
@@ -122,8 +129,12 @@ class Coalescer:
         """Fill the free places with those who wait."""
         lane.departing = False
         lane.crowded = len(lane.waiting) > 1
+        limit = _MAX_BATCH
+        if operation.spread and lane.under_way < self._places:
+            share = ceil(len(lane.waiting) / (self._places - lane.under_way))
+            limit = min(max(share, _MIN_SPREAD), _MAX_BATCH)
         while lane.waiting and lane.under_way < self._places:
-            batch = self._next_batch(operation, lane)
+            batch = self._next_batch(operation, lane, limit)
             if not batch:
                 return
             lane.under_way += 1
@@ -131,12 +142,12 @@ class Coalescer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _next_batch(self, operation: Operation[Any, Any], lane: _Lane) -> List[_Waiting]:
-        """Take waiting calls in order, up to the first that conflicts with one taken."""
+    def _next_batch(self, operation: Operation[Any, Any], lane: _Lane, limit: int) -> List[_Waiting]:
+        """Take up to `limit` waiting calls in order, up to the first that conflicts with one taken."""
         batch: List[_Waiting] = []
         keys: Set[Hashable] = set()
         conflict_key = operation.conflict_key
-        while lane.waiting and len(batch) < _MAX_BATCH:
+        while lane.waiting and len(batch) < limit:
             if lane.waiting[0][1].done():
                 lane.waiting.popleft()
                 continue
