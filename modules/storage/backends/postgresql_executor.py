@@ -370,3 +370,5 @@ async def _close_pool(pool: PostgresPool, coalescer: Coalescer, timeout_s: float
         await asyncio.wait_for(coalescer.drain(), timeout_s)
     except asyncio.TimeoutError:
         logger.warning("storage.postgresql.close_timed_out", extra={"backend": "postgresql"})
+    # the batches under way have given their connections back meanwhile
+    await pool.wait_closed()

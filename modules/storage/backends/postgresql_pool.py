@@ -189,9 +189,14 @@ class PostgresPool:
             # a frozen server must not keep shutdown waiting
             await asyncio.wait([asyncio.ensure_future(_close_politely(p.raw, timeout_s)) for p in idle])
         self._forgotten(len(idle))
-        if self._closing:
-            await asyncio.wait(set(self._closing))
+        await self.wait_closed()
         self._budget.leave(self)
+
+    async def wait_closed(self) -> None:
+        """Return when the connections that were given up are closed; no longer than a discarded one may take."""
+        closing = {task for task in self._closing if not task.done()}
+        if closing:
+            await asyncio.wait(closing)
 
     def abandon(self) -> None:
         """Forget everything: the event loop is gone, nothing can be closed on it any more."""

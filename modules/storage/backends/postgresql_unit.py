@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Dict, Optional, Tuple
 
 from modules.storage.backends.postgresql_connection import PostgresTransaction, remaining
 from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
@@ -77,13 +77,12 @@ class PostgresUnit:
                 raise self._ended
             if self._pooled is None:
                 return
-            healthy = False
+            raw, healthy = self._pooled.raw, False
             try:
                 if self._spoiled:
                     # PostgreSQL answers COMMIT of a failed transaction with a quiet ROLLBACK; any statement says so
-                    await self._within_deadline(self._pooled.raw.execute("SELECT 1"))
-                self.in_doubt = remaining(self._deadline) > 0
-                await self._within_deadline(self._transaction.commit())
+                    await self._within_deadline(lambda: raw.execute("SELECT 1"))
+                await self._within_deadline(self._send_commit)
                 self.in_doubt = False
                 healthy = True
             finally:
@@ -136,7 +135,7 @@ class PostgresUnit:
             self._pooled = pooled
             try:
                 self._transaction = pooled.raw.transaction()
-                await self._within_deadline(self._transaction.start())
+                await self._within_deadline(self._transaction.start)
             except BaseException:
                 self._give_back(healthy=False)
                 raise
@@ -144,9 +143,15 @@ class PostgresUnit:
             self._timer = loop.call_later(max(0.0, self._deadline - loop.time()), self._expire)
         return self._pooled
 
-    async def _within_deadline(self, awaitable: Awaitable[Any]) -> None:
+    async def _send_commit(self) -> None:
+        self.in_doubt = True
+        await self._transaction.commit()
+
+    async def _within_deadline(self, send: Callable[[], Awaitable[Any]]) -> None:
+        """Send a statement, unless the deadline has passed before."""
+        seconds = remaining(self._deadline)
         try:
-            await within(awaitable, remaining(self._deadline))
+            await within(send(), seconds)
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 
