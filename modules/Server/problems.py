@@ -203,13 +203,18 @@ async def _invalid_request(request: Request, exc: Any) -> Response:
     errors: List[Dict[str, Any]] = []
     for error in exc.errors()[:_MOST_ERRORS]:
         # "input" is what the caller sent: it is not sent back
-        where = [str(part)[:100] for part in error.get("loc", ())]
+        where = [_sayable(str(part)[:100]) for part in error.get("loc", ())]
         errors.append({"at": where, "reason": str(error.get("msg", ""))[:300], "kind": error.get("type")})
     first = f"{'.'.join(errors[0]['at'])}: {errors[0]['reason']}" if errors else "the request is not valid"
     if errors and errors[0]["at"] == ["body"] and errors[0]["kind"] != "missing" and not _says_json(request):
         # what curl sends without the header is a form
         first = "body: say that it is JSON, by the header `Content-Type: application/json`"
     return _tell(request, 422, "invalid_request", first, errors=errors)
+
+
+def _sayable(name: str) -> str:
+    """Return a name that the caller chose as UTF-8 can say it."""
+    return name.encode(errors="replace").decode()
 
 
 def _says_json(request: Request) -> bool:

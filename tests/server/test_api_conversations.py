@@ -234,3 +234,20 @@ async def test_a_kept_answer_that_somebody_has_written_over_is_no_answer(api: An
     refused = await api("POST", "/v1/conversations", 422, **sent)
 
     assert refused.json()["code"] == "idempotency_conflict"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"title": "\\udae4"}',
+        b'{"metadata": {"n": 123456789012345678901234567890}}',
+        b'{"metadata": {"n": NaN}}',
+        b'{"\\ud800": 1}',
+    ],
+    ids=["surrogate", "large number", "not a number", "name"],
+)
+async def test_what_no_store_takes_is_refused_with_a_key_as_without(api: Any, body: bytes) -> None:
+    for headers in ({}, {"Idempotency-Key": "k"}):
+        sent = {"Content-Type": "application/json", **headers}
+        refused = await api("POST", "/v1/conversations", 422, content=body, headers=sent)
+        assert refused.json()["code"] in ("invalid_value", "invalid_request")

@@ -20,6 +20,7 @@ from modules.Server.api.parameters import (
     PartOf100,
     errors,
     expected_version,
+    other_than,
     unless_known,
 )
 from modules.Server.callers import Reader, Writer
@@ -65,7 +66,9 @@ __all__ = [
 ]
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
-_JobId = Annotated[str, Path(description="Id of the job.", examples=["j1"])]
+_JobId = Annotated[
+    str, Path(description="Id of the job.", examples=["j1"], json_schema_extra=other_than("counts"))
+]
 _ScheduleId = Annotated[str, Path(description="Id of the schedule.", examples=["s1"])]
 _Status = Literal["draft", "scheduled", "running", "succeeded", "failed", "cancelled"]
 _Seconds = Annotated[Optional[float], Field(ge=0, le=1e8, allow_inf_nan=False)]
