@@ -76,7 +76,7 @@ async def test_a_counter_keeps_its_time_to_live(kv: KeyValueStore) -> None:
 
 async def test_the_database_lets_a_short_one_expire(kv: KeyValueStore) -> None:
     await kv.set("app", "k", 1, ttl_seconds=0.05)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while await kv.exists("app", "k"):
         assert time.monotonic() < end, "it never expired"
         await asyncio.sleep(0.01)

@@ -101,7 +101,7 @@ class TestAdapterContract:
         await adapter.set("notes", "k", 1, ttl_seconds=0.02)
         await adapter.increment("notes", "n", ttl_seconds=0.02)
         await adapter.set("notes", "stays", 1, ttl_seconds=0)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         for key in ("k", "n"):
             while await adapter.get("notes", key) is not None:
                 assert time.monotonic() < end, "it never expired"

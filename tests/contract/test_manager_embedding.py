@@ -17,7 +17,7 @@ async def test_messages_are_embedded_in_the_background(migrated_settings: Any) -
     async with StorageManager(settings) as storage:
         await storage.conversations.create_conversation("c")
         await storage.conversations.add_message("c", "user", "two kittens", message_id="m")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         hits = await storage.conversations.search("kitten", mode="semantic")
         while not (hits and hits.complete):
             assert time.monotonic() < deadline, hits.reason

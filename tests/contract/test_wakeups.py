@@ -11,7 +11,7 @@ import pytest
 from modules.storage.manager import StorageManager
 from modules.store_common.errors import InvalidValueError, NotInitializedError
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def _listening(storage: Any) -> None:

@@ -317,7 +317,7 @@ def _wait_until_read(pipe: Path, child: Any) -> None:
     """Return when the child has taken everything out of the pipe and waits for more."""
     import time
 
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         state = Path(f"/proc/{child.pid}/wchan")
         if "pipe" in (state.read_text() if state.exists() else ""):

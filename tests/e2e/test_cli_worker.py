@@ -150,7 +150,7 @@ def _until_running(cli: Any) -> None:
     from contextlib import closing
 
     path = os.path.join(cli.directory, ".atlas", "storage.sqlite3")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         with closing(sqlite3.connect(path)) as connection:
             if connection.execute("SELECT count(*) FROM atlas_jobs WHERE status = 'running'").fetchone()[0]:

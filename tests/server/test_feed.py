@@ -14,7 +14,7 @@ from modules.Server.gate import Traffic
 from modules.Server.sessions import COOKIE
 from modules.storage.manager import StorageManager
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def always() -> bool:

@@ -69,7 +69,7 @@ def stop_mongo_of_this_run(directory: Path) -> None:
     """Tell the keeper to end, and wait until it has."""
     with contextlib.suppress(FileNotFoundError):
         (directory / _REPORT).unlink()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while (directory / "mongo").exists() and time.monotonic() < end:
             time.sleep(0.02)
 

@@ -164,7 +164,7 @@ class Server:
                 preexec_fn=_die_with_parent,
                 start_new_session=True,
             )
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()

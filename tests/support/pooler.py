@@ -74,7 +74,7 @@ def _target(url: str) -> str:
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[Any], log: Path) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

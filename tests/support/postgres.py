@@ -67,7 +67,7 @@ def stop_server_of_this_run(directory: Path) -> None:
         server.close()
     with contextlib.suppress(FileNotFoundError):
         (directory / "server.json").unlink()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while directory.exists() and time.monotonic() < end:
             time.sleep(0.02)
     shutil.rmtree(directory, ignore_errors=True)
