@@ -59,8 +59,13 @@ def _run(
 async def _serve(config: Optional[Path], options: ServiceOptions) -> int:
     from ATLAS.ATLAS import ATLAS
     from ATLAS.services import run_services
+    from modules.storage import StorageSettings
 
-    async with ATLAS(config) as atlas:
+    settings = StorageSettings.load(config)
+    if options.server and settings.sources["telemetry"] == "default":
+        # as `atlas-storage serve`: whoever serves wants to see; who has said something of telemetry is heeded
+        settings = settings.merged_with({"telemetry": "metrics"})
+    async with ATLAS(settings=settings) as atlas:
         return await run_services(atlas, options, _announce)
 
 

@@ -31,9 +31,7 @@ def create_app(storage: StorageManager, settings: Optional[ServerSettings] = Non
     """
     settings = settings or storage.get_settings().server
     services = Services(storage, settings)
-    app = FastAPI(
-        title="ATLAS storage", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
-    )
+    app = FastAPI(title="ATLAS storage", version=__version__, openapi_url=None)
     app.state.services = services
     problems.install(app)
     openapi.install(app)

@@ -21,7 +21,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Numbers of `statistics()` that only grow; the others go up and down.
-_COUNTERS = ("batches", "calls", "waits")
+_COUNTERS = ("batches", "calls", "turns", "waits")
 _STATES = {"healthy": 0, "degraded": 1, "unhealthy": 2, "unknown": 3}
 
 
@@ -87,9 +87,12 @@ class _StorageCollector(Collector):
 
     def _pool(self) -> Iterator[Metric]:
         for name, value in self._storage.sql_pool.statistics().items():
-            if name == "wait_ms":
+            if name.endswith("wait_ms"):
+                # of PostgreSQL's pool, or of a thread of SQLite
                 yield _counter(
-                    "atlas_sql_wait_seconds", "Seconds for which calls waited for a connection.", value / 1000
+                    f"atlas_sql_{name[:-3]}_seconds",
+                    "Seconds for which calls waited for a connection, or in the queue; summed up.",
+                    value / 1000,
                 )
             elif name.endswith(_COUNTERS):
                 yield _counter(f"atlas_sql_{name}", f"Of the SQL pool: {name}, so far.", value)

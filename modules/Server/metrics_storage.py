@@ -46,11 +46,12 @@ class StoresCollector(Collector):
         )
         if not self._storage.is_initialized:
             return family
-        backend = self._storage.executor.dialect
         for series in self._storage.metrics.snapshot():
             buckets = list(zip(_BOUNDS, accumulate(series.counts)))
             family.add_metric(
-                [series.store, backend, series.operation, series.outcome], buckets, sum_value=series.total_s
+                [series.store, series.backend, series.operation, series.outcome],
+                buckets,
+                sum_value=series.total_s,
             )
         return family
 

@@ -31,6 +31,7 @@ _ALWAYS: Dict[str, str] = {
     "503": "Try again later.",
     "504": "Not answered in time.",
 }
+_ONCE = "Not part of this installation: with an Idempotency-Key, effect and answer share a transaction of the SQL database."
 _OPEN = ("/livez", "/readyz", "/health")
 _OF_OPEN = ("400", "421", "500", "503", "504")
 
@@ -70,6 +71,8 @@ def _complete_operation(path: str, operation: Dict[str, Any]) -> None:
     for status in _OF_OPEN if path in _OPEN else _ALWAYS:
         if status == "422" or status not in responses:
             responses[status] = {"description": _ALWAYS[status], "content": _problem()}
+    if any(parameter["name"] == "idempotency-key" for parameter in operation.get("parameters", ())):
+        responses.setdefault("501", {"description": _ONCE, "content": _problem()})
     for status, response in responses.items():
         # a model given in `responses` is put under application/json as well
         if status >= "400" and MEDIA_TYPE in response.get("content", {}):

@@ -67,6 +67,8 @@ _HTTP_CODES = {
     503: "overloaded",
     504: "deadline_exceeded",
 }
+# What FastAPI says of a body that its JSON reader gives up on.
+_UNREADABLE = "There was an error parsing the body"
 _RETRY_AFTER_S = "1"
 _MOST_ERRORS = 20
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -201,10 +203,23 @@ async def _invalid_request(request: Request, exc: Any) -> Response:
     errors: List[Dict[str, Any]] = []
     for error in exc.errors()[:_MOST_ERRORS]:
         # "input" is what the caller sent: it is not sent back
-        where = [str(part)[:100] for part in error.get("loc", ())]
+        where = [_sayable(str(part)[:100]) for part in error.get("loc", ())]
         errors.append({"at": where, "reason": str(error.get("msg", ""))[:300], "kind": error.get("type")})
     first = f"{'.'.join(errors[0]['at'])}: {errors[0]['reason']}" if errors else "the request is not valid"
+    if errors and errors[0]["at"] == ["body"] and errors[0]["kind"] != "missing" and not _says_json(request):
+        # what curl sends without the header is a form
+        first = "body: say that it is JSON, by the header `Content-Type: application/json`"
     return _tell(request, 422, "invalid_request", first, errors=errors)
+
+
+def _sayable(name: str) -> str:
+    """Return a name that the caller chose as UTF-8 can say it."""
+    return name.encode(errors="replace").decode()
+
+
+def _says_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 async def _http_error(request: Request, exc: Any) -> Response:
@@ -214,6 +229,8 @@ async def _http_error(request: Request, exc: Any) -> Response:
         405: "this path does not take that method; the header Allow says which it takes",
     }
     detail = details.get(exc.status_code, str(exc.detail))
+    if detail == _UNREADABLE:
+        detail = "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has a number of thousands of digits"
     return _tell(request, exc.status_code, code, detail, headers=exc.headers or {})
 
 

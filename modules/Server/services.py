@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Dict, List, Tuple
 
 from starlette.requests import Request
 
@@ -15,6 +15,7 @@ from modules.Server.metrics import Metrics
 from modules.Server.sessions import Sessions
 
 if TYPE_CHECKING:
+    from modules.conversation_store.records import Conversation
     from modules.storage.manager import StorageManager
     from modules.storage.settings import ServerSettings
 
@@ -34,6 +35,8 @@ class Services:
         metrics: What Prometheus is told.
         sessions: The logins of the dashboard.
         history: The last minutes.
+        forks: Of tenants whose conversations are looked at: until when it is good (monotonic seconds), and the newest
+            forks. Open pages look every few seconds, and share this.
     """
 
     storage: StorageManager
@@ -44,6 +47,7 @@ class Services:
     metrics: Metrics = field(init=False)
     sessions: Sessions = field(init=False)
     history: History = field(init=False)
+    forks: Dict[str, Tuple[float, List[Conversation]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(self.storage)

@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
 
 from modules.Server.app import create_app
+from modules.Server.protocol import http_protocol
 from modules.store_common.errors import MissingDependencyError, UnavailableError
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def _quiet_server(app: Any, settings: ServerSettings) -> Any:
             server_header=False,
             proxy_headers=False,
             lifespan="off",
+            http=http_protocol(),
             ws="none",
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_seconds)),

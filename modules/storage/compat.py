@@ -15,7 +15,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 from modules.storage.compat_records import ConfigSource, PerformanceMode, StorageArchitecture
 from modules.storage.compat_state import database_state_to_settings, storage_settings_to_database_state
-from modules.storage.settings import SettingsError, StorageSettings
+from modules.storage.settings import SettingsError, SQLDialect, StorageSettings
 from modules.storage.settings_sources import nearest
 
 __all__ = [
@@ -73,8 +73,21 @@ def storage_settings_to_architecture(settings: StorageSettings) -> StorageArchit
     """Return the architecture that settings stand for.
 
     Raises:
-        SettingsError: a pool size that is no performance mode's, or a key-value back end that is neither database's.
+        SettingsError: a pool size that is no performance mode's, a key-value back end that is neither database's, jobs in
+            MongoDB, or PostgreSQL beside conversations in MongoDB: an architecture has no words for them.
     """
+    if settings.use_mongo_for_jobs:
+        raise SettingsError("an architecture cannot say that jobs are in MongoDB", "use_mongo_for_jobs")
+    if settings.use_mongo_for_conversations and settings.sql.dialect is not SQLDialect.SQLITE:
+        raise SettingsError(
+            "an architecture with conversations in MongoDB cannot say that the rest is in PostgreSQL",
+            "sql.dialect",
+        )
+    return _architecture_of(settings)
+
+
+def _architecture_of(settings: StorageSettings) -> StorageArchitecture:
+    """Return what an architecture can say of the settings; there may be more to them."""
     pool = (settings.sql.pool.size, settings.sql.pool.max_overflow)
     modes = [mode for mode, sizes in _POOLS.items() if sizes == pool]
     if not modes:
@@ -261,7 +274,7 @@ def _require_places(
 
 
 def _refuse_contradiction(wanted: StorageArchitecture, settings: StorageSettings) -> None:
-    got = storage_settings_to_architecture(settings)
+    got = _architecture_of(settings)
     for field in fields(StorageArchitecture):
         if getattr(got, field.name) != getattr(wanted, field.name):
             raise SettingsError(

@@ -321,7 +321,7 @@ class StorageManager(DomainStores, UnitsOfWork, MongoAccess):
 
     @property
     def metrics(self) -> Metrics:
-        """Operations by store, name and outcome since the manager was made; empty unless `telemetry` is on."""
+        """Operations by store, name, outcome and back end since the manager was made; empty unless `telemetry` is on."""
         return self._metrics
 
     async def verify_stores(self) -> Dict[str, bool]:

@@ -293,7 +293,8 @@ class StorageSettings(Section):
     telemetry: TelemetryMode = Field(
         TelemetryMode.OFF,
         description="What is counted of each operation: `off`, `metrics` (calls, errors, times; some four "
-        "microseconds each) or `opentelemetry` (the same, and spans through its API package).",
+        "microseconds each) or `opentelemetry` (the same, and spans through its API package); whoever serves the HTTP API "
+        "and says nothing has `metrics`.",
     )
     health_check_interval_seconds: Seconds = Field(
         30.0, description="Seconds between background health checks."

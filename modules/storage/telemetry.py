@@ -54,12 +54,13 @@ _STORES = {
 
 @dataclass
 class OperationSeries:
-    """One operation with one outcome since the manager was opened.
+    """One operation with one outcome since the manager was made.
 
     Attributes:
         store: "conversations", "kv", ...; "storage" for the manager's own.
         operation: Name of the operation.
         outcome: "ok", "cancelled" or the class of the error.
+        backend: "sqlite", "postgresql" or "mongodb".
         counts: Calls by bucket of `BUCKETS_S`, and one more for those that took longer.
         total_s: Sum of their times in seconds.
     """
@@ -67,6 +68,7 @@ class OperationSeries:
     store: str
     operation: str
     outcome: str
+    backend: str = ""
     counts: List[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     total_s: float = 0.0
 
@@ -81,20 +83,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._series: Dict[Tuple[str, str, str], OperationSeries] = {}
+        self._series: Dict[Tuple[str, str, str, str], OperationSeries] = {}
 
-    def record(self, store: str, operation: str, outcome: str, seconds: float) -> None:
+    def record(self, store: str, operation: str, outcome: str, seconds: float, backend: str = "") -> None:
         """Count one call."""
-        key = (store, operation, outcome)
+        key = (store, operation, outcome, backend)
         with self._lock:
             series = self._series.get(key)
             if series is None:
-                series = self._series[key] = OperationSeries(store, operation, outcome)
+                series = self._series[key] = OperationSeries(*key)
             series.counts[bisect_left(BUCKETS_S, seconds)] += 1
             series.total_s += seconds
 
     def snapshot(self) -> List[OperationSeries]:
-        """Return a copy of every series, by store, operation and outcome."""
+        """Return a copy of every series, by store, operation, outcome and back end."""
         with self._lock:
             return [
                 OperationSeries(*key, counts=list(series.counts), total_s=series.total_s)
@@ -142,8 +144,9 @@ class ObservedExecutor:
         return getattr(self._executor, name)
 
     def unit(self, deadline: float, owner: Any = None) -> OpenTransaction:
-        """Return a new transaction for a unit of work; its operations are not counted one by one."""
-        return self._executor.unit(deadline, owner)
+        """Return a new transaction for a unit of work; it is counted as one, its operations are not."""
+        counted: Any = _ObservedTransaction(self._executor.unit(deadline, owner), self._metrics, self.dialect)
+        return counted  # type: ignore[no-any-return]
 
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `operation` and count it."""
@@ -162,13 +165,52 @@ class ObservedExecutor:
 
     def _note(self, operation: Operation[Any, Any], outcome: str, seconds: float) -> None:
         store, name = self._names_of(operation)
-        self._metrics.record(store, name, outcome, seconds)
+        self._metrics.record(store, name, outcome, seconds, self.dialect)
 
     def _names_of(self, operation: Operation[Any, Any]) -> Tuple[str, str]:
         found = self._names.get(id(operation))
         if found is None:
             found = self._names[id(operation)] = (_store_of(operation), operation.name, operation)
         return found[0], found[1]
+
+
+class _ObservedTransaction:
+    """A transaction that is counted when it ends: as "ok", "rolled_back", or by what its COMMIT raised."""
+
+    def __init__(self, transaction: OpenTransaction, metrics: Metrics, backend: str) -> None:
+        self._transaction = transaction
+        self._metrics = metrics
+        self._backend = backend
+        self._started = time.perf_counter()
+        self._ended = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transaction, name)
+
+    async def commit(self) -> None:
+        """Commit, and count how that ended."""
+        outcome = "ok"
+        try:
+            await self._transaction.commit()
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except BaseException as exc:
+            outcome = type(exc).__name__
+            raise
+        finally:
+            self._note(outcome)
+
+    async def rollback(self) -> None:
+        """Roll back, and count it unless it has ended."""
+        self._note("rolled_back")
+        await self._transaction.rollback()
+
+    def _note(self, outcome: str) -> None:
+        if not self._ended:
+            self._ended = True
+            seconds = time.perf_counter() - self._started
+            self._metrics.record("storage", "transaction", outcome, seconds, self._backend)
 
 
 class TracedExecutor(ObservedExecutor):

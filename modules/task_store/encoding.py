@@ -215,6 +215,8 @@ def encode_changes(changes: Mapping[str, Any]) -> Dict[str, Any]:
         elif name == "due_at":
             found[name] = require_utc(value, name)
         elif name == "metadata":
+            if value is None:
+                raise InvalidValueError("metadata must be a mapping; {} clears it")
             encode_metadata(value)
             found[name] = dict(value)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from contextlib import asynccontextmanager
 from typing import Any, AsyncIterator, List
 
@@ -22,6 +23,7 @@ from modules.store_common.errors import (
     OverloadedError,
     StorageError,
 )
+from tests.support.leaks import wait_until
 
 from . import scratch
 
@@ -57,6 +59,24 @@ async def _gather(pool: Any, *calls: Any) -> List[Any]:
     results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
     assert pool.statistics()["writer_batches"] == before + 1, "they made one batch"
     return results
+
+
+async def test_what_waits_in_the_queue_is_counted_with_its_time(things: Any) -> None:
+    before = things.statistics()
+    async with writer_held(things):
+        call = asyncio.create_task(things.executor.run(scratch.add, 1, "one"))
+        turn = asyncio.create_task(things.executor.call_bare(lambda connection: None))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await wait_until(lambda: time.monotonic() - began > 0.1, 5)
+    await asyncio.gather(call, turn)
+    after = things.statistics()
+
+    assert after["writer_turns"] == before["writer_turns"] + 1
+    assert after["writer_calls"] == before["writer_calls"] + 2, (
+        "the one that held the writer, and the one behind it"
+    )
+    assert after["writer_wait_ms"] - before["writer_wait_ms"] >= 199, "two, each for a tenth of a second"
 
 
 async def test_one_commit_for_many(things: Any) -> None:

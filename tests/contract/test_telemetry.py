@@ -24,7 +24,10 @@ async def counted(migrated_settings: Any) -> AsyncIterator[StorageManager]:
 
 
 def _calls(storage: StorageManager) -> Dict[Tuple[str, str, str], int]:
-    return {(item.store, item.operation, item.outcome): item.calls for item in storage.metrics.snapshot()}
+    """Return the calls of each series; all are the one back end's."""
+    found = storage.metrics.snapshot()
+    assert {item.backend for item in found} <= {storage.executor.dialect}
+    return {(item.store, item.operation, item.outcome): item.calls for item in found}
 
 
 async def test_operations_are_counted_by_store_and_outcome(counted: StorageManager) -> None:
@@ -52,6 +55,21 @@ async def test_units_of_work_go_through_as_they_are(counted: StorageManager) -> 
             assert session is not None
 
     assert await counted.kv.get("app", "k") == 1
+
+
+async def test_units_of_work_are_counted_by_how_they_end(counted: StorageManager) -> None:
+    for number in range(2):
+        async with counted.unit_of_work() as uow:
+            await uow.kv.set("app", "k", number)
+    with pytest.raises(ConcurrencyError):
+        async with counted.unit_of_work() as uow:
+            await uow.kv.set("app", "k", 3, expected_version=9)
+
+    calls = _calls(counted)
+
+    assert calls["storage", "transaction", "ok"] == 2
+    assert calls["storage", "transaction", "rolled_back"] == 1
+    assert ("kv", "set_entry", "ok") not in calls, "what a unit does is a part of it"
 
 
 async def test_off_means_that_nothing_stands_in_between(storage: StorageManager) -> None:

@@ -35,6 +35,18 @@ async def _with_jobs(path: Path, use: Callable[[Any], Awaitable[Any]]) -> Any:
         return await use(storage.jobs)
 
 
+def _metrics(url: str, path: Path) -> str:
+    async def token() -> str:
+        async with StorageManager({"sql": {"path": str(path)}}, background=False) as storage:
+            return (await storage.access.create_token("watcher", scopes=["monitor"])).text
+
+    request = urllib.request.Request(
+        f"{url}/metrics", headers={"Authorization": f"Bearer {asyncio.run(token())}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
 def _until(condition: Callable[[], Any], what: str) -> Any:
     ends = time.monotonic() + _DEADLINE_S
     while time.monotonic() < ends:
@@ -86,6 +98,9 @@ def test_everything_runs_together_and_ends_together(cli: Any) -> None:
         with urllib.request.urlopen(f"{url}/livez", timeout=30) as answer:
             assert answer.status == 200
         path = cli.directory / ".atlas" / "storage.sqlite3"
+        assert "atlas_storage_operation_seconds_count{" in _metrics(url, path), (
+            "counted without being asked to"
+        )
         job = asyncio.run(_with_jobs(path, lambda jobs: jobs.enqueue("note", {"text": "done by a job"})))
         note = cli.directory / "note.txt"
         _until(lambda: note.exists() and note.read_text(encoding="utf-8") == "done by a job", running.said())

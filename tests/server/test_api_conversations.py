@@ -197,3 +197,57 @@ async def test_a_wrong_body_is_told_and_not_repeated(api: Any, body: Any, code: 
     assert refused.json()["code"] == code
     assert "blue" not in refused.text
     assert (await api("GET", f"{C}/c1", 200)).json()["last_sequence"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "words"),
+    [
+        ("application/x-www-form-urlencoded", b'{"title": "t"}', 422, "Content-Type: application/json"),
+        ("text/plain", b'{"title": "t"}', 422, "Content-Type: application/json"),
+        ("application/json", b"[]", 422, "body: "),
+        ("application/json", b'{"title": "\xff"}', 400, "cannot be read as JSON"),
+        ("application/json", b'{"metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "nested"),
+    ],
+)
+async def test_a_body_that_cannot_be_read_is_told_so(
+    api: Any, kind: str, body: bytes, status: int, words: str
+) -> None:
+    answer = await api("POST", "/v1/conversations", status, content=body, headers={"Content-Type": kind})
+    assert words in answer.json()["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_body_without_anything_in_it_may_be_left_out(api: Any) -> None:
+    await make(api, "c1", "hello")
+    await api("POST", "/v1/conversations/c1/fork", 201)
+    job = (await api("POST", "/v1/jobs", 201, json={"handler": "h"})).json()
+    assert (await api("POST", f"/v1/jobs/{job['id']}/cancel", 200)).json()["status"] == "cancelled"
+    assert (await api("POST", "/v1/dead-letters/redrive", 200)).json() == {"count": 0}
+
+
+async def test_a_kept_answer_that_somebody_has_written_over_is_no_answer(api: Any) -> None:
+    sent = {"json": {"title": "t"}, "headers": {"Idempotency-Key": "k"}}
+    await api("POST", "/v1/conversations", 201, **sent)
+    for kept in (await api("GET", "/v1/kv/_http.replies", 200)).json()["items"]:
+        await api("PUT", f"/v1/kv/_http.replies/{kept['key']}", 200, json={"value": [1]})
+
+    refused = await api("POST", "/v1/conversations", 422, **sent)
+
+    assert refused.json()["code"] == "idempotency_conflict"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"title": "\\udae4"}',
+        b'{"metadata": {"n": 123456789012345678901234567890}}',
+        b'{"metadata": {"n": NaN}}',
+        b'{"\\ud800": 1}',
+    ],
+    ids=["surrogate", "large number", "not a number", "name"],
+)
+async def test_what_no_store_takes_is_refused_with_a_key_as_without(api: Any, body: bytes) -> None:
+    for headers in ({}, {"Idempotency-Key": "k"}):
+        sent = {"Content-Type": "application/json", **headers}
+        refused = await api("POST", "/v1/conversations", 422, content=body, headers=sent)
+        assert refused.json()["code"] in ("invalid_value", "invalid_request")

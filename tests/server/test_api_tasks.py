@@ -110,3 +110,12 @@ async def test_a_comment_and_a_move_that_are_sent_again_are_made_once(api: Any) 
         "comment",
         "status_changed",
     ]
+
+
+async def test_what_a_task_must_have_cannot_be_cleared(api: Any) -> None:
+    await api("POST", "/v1/tasks", 201, json={"id": "t1", "title": "x", "metadata": {"a": 1}})
+    for name in ("title", "priority", "tags", "metadata"):
+        refused = await api("PATCH", "/v1/tasks/t1", 422, json={name: None})
+        assert refused.json()["code"] == "invalid_value", name
+        assert name in refused.json()["detail"]
+    assert (await api("GET", "/v1/tasks/t1", 200)).json()["metadata"] == {"a": 1}

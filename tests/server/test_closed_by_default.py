@@ -87,6 +87,19 @@ def test_the_cookie_opens_pages_and_not_the_api(live: Any) -> None:
     assert client.get("/metrics").status_code == 401
 
 
+def test_the_description_of_the_api_is_for_those_with_a_token(live: Any) -> None:
+    assert live.client().get("/openapi.json").status_code == 401
+    for scope in ("read", "monitor"):
+        assert "/v1/tasks" in live.client(scope).get("/openapi.json").json()["paths"]
+
+
+def test_watchers_may_ask_by_head(live: Any) -> None:
+    for path in ("/livez", "/readyz", "/health"):
+        answer = live.client().head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert live.client("read").head("/v1/kv").status_code == 405
+
+
 def test_pages_ask_for_a_login(live: Any) -> None:
     client = live.client()
     single = ("/conversations/x", "/tasks/x", "/jobs/x", "/kv/x/x", "/vectors/x")
@@ -315,7 +328,8 @@ def test_metrics_count_by_route_and_not_by_path(live: Any) -> None:
     assert 'route="/v1/kv/{namespace}"' in text
     assert 'route="(none)"' in text
     assert "/no/such" not in text
-    assert "atlas_sql_writer_batches_total" in text
+    for name in ("batches_total", "calls_total", "turns_total", "wait_seconds_total", "waiting"):
+        assert f"\natlas_sql_writer_{name} " in text
     assert 'atlas_storage_info{dialect="sqlite"' in text
 
 

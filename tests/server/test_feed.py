@@ -11,6 +11,7 @@ import modules.Server.feed as feed_module
 from modules.access_store.tokens import key_of
 from modules.Server.feed import Feed
 from modules.Server.gate import Traffic
+from modules.Server.sessions import COOKIE
 from modules.storage.manager import StorageManager
 
 PATIENCE_S = 60.0
@@ -91,3 +92,25 @@ async def test_a_stream_ends_when_its_token_does(api: Any) -> None:
 
     with pytest.raises(StopAsyncIteration):
         await asyncio.wait_for(stream.__anext__(), PATIENCE_S)
+
+
+async def test_open_conversations_share_what_is_known_of_forks(api: Any) -> None:
+    """The pages of a tenant look for forks once in some seconds, whoever forks here sees it at once."""
+    conversations, services = api.storage.conversations, api.services
+    made = await api.storage.access.create_token("p", scopes=["write"], tenant_id="acme")
+    cookie = services.sessions.open(made.text)
+    csrf = services.sessions.get(cookie).csrf
+    api.client.cookies.set(COOKIE, cookie)
+    await conversations.create_conversation("c", tenant_id="acme")
+    await conversations.fork_conversation("c", new_conversation_id="f", title="one end", tenant_id="acme")
+    assert "one end" in (await api("GET", "/conversations/c", 200)).text
+
+    await conversations.fork_conversation(
+        "c", new_conversation_id="g", title="by a program", tenant_id="acme"
+    )
+    assert "by a program" not in (await api("GET", "/conversations/c", 200)).text, "it looked again"
+    assert "by a program" in (await api("GET", "/conversations/g", 200)).text, "its own page knows it"
+
+    form = {"what": "fork", "csrf": csrf}
+    await api("POST", "/conversations/c/do", 303, data=form, headers={"Origin": "http://localhost"})
+    assert "by a program" in (await api("GET", "/conversations/c", 200)).text

@@ -22,7 +22,7 @@ STREAMS = "/v1/conversations/{conversation_id}/messages/stream"
 
 @pytest.fixture(scope="module")
 def document(live: Any) -> Any:
-    return live.client().get("/openapi.json").json()
+    return live.client("read").get("/openapi.json").json()
 
 
 def operations(document: Any) -> Any:

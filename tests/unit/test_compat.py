@@ -77,6 +77,19 @@ def test_an_architecture_may_be_a_mapping_as_a_file_holds_it() -> None:
     assert settings.sql.get_url() == _POSTGRES
 
 
+def test_what_an_architecture_has_no_words_for_may_be_given_beside_it() -> None:
+    settings = storage_architecture_to_settings(
+        StorageArchitecture(conversation_backend="mongodb"),
+        database_url=_POSTGRES,
+        mongo_url=_MONGO,
+        extra={"use_mongo_for_jobs": True},
+    )
+
+    assert settings.sql.dialect.value == "postgresql"
+    assert settings.use_mongo_for_conversations
+    assert settings.use_mongo_for_jobs
+
+
 def test_extra_settings_come_on_top() -> None:
     settings = storage_architecture_to_settings(
         StorageArchitecture(conversation_backend="postgresql"),
@@ -112,7 +125,14 @@ def test_a_wrong_architecture_is_refused_and_named(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"sql": {"pool": {"size": 7}}}, {"kv": {"backend": "somebody-elses"}}], ids=["pool", "kv"]
+    "values",
+    [
+        {"sql": {"pool": {"size": 7}}},
+        {"kv": {"backend": "somebody-elses"}},
+        {"use_mongo_for_jobs": True, "mongo": {"url": _MONGO}},
+        {"use_mongo_for_conversations": True, "mongo": {"url": _MONGO}, "sql": {"url": _POSTGRES}},
+    ],
+    ids=["pool", "kv", "jobs in MongoDB", "PostgreSQL beside MongoDB"],
 )
 def test_settings_that_no_architecture_can_say_are_refused(values: Dict[str, Any]) -> None:
     with pytest.raises(SettingsError):

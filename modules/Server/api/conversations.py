@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, AsyncIterator, Dict, List, Literal, Optional
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
@@ -144,27 +144,20 @@ async def get_conversation(
 @router.patch(
     "/conversations/{conversation_id:segment}",
     response_model=ConversationOut,
-    responses=errors(404, 409, 412),
+    responses=errors(404, 409, 412, 501),
 )
 async def change_conversation(
     caller: Writer, conversation_id: ConversationId, body: ConversationChange, if_match: IfMatch = None
 ) -> Json:
-    """Change the title, the metadata, or both (together or not at all)."""
-    expected = expected_version(if_match)
-    key = {"tenant_id": caller.tenant_id}
-    given = body.model_fields_set
+    """Change the title, the metadata, or both (together or not at all; both at once needs conversations in SQL)."""
+    expected, given = expected_version(if_match), body.model_fields_set
+    if not given:
+        return versioned(await _require(caller, conversation_id))
+    if len(given) == 1:
+        return versioned(await _change(caller.storage, caller, conversation_id, body, expected))
     async with caller.storage.unit_of_work() as uow:
-        found = None
-        if "title" in given:
-            found = await uow.conversations.rename_conversation(
-                conversation_id, body.title, expected_version=expected, **key
-            )
-            expected = found.version
-        if "metadata" in given:
-            found = await uow.conversations.set_conversation_metadata(
-                conversation_id, body.metadata or {}, expected_version=expected, **key
-            )
-    return versioned(found or await _require(caller, conversation_id))
+        changed = await _change(uow, caller, conversation_id, body, expected)
+    return versioned(changed)
 
 
 @router.delete(
@@ -217,7 +210,7 @@ async def fork_conversation(
     caller: Writer,
     request: Request,
     conversation_id: ConversationId,
-    body: Fork,
+    body: Annotated[Fork, Body(default_factory=Fork)],
     idempotency_key: IdempotencyKey = None,
 ) -> Json:
     """Make a new conversation that starts as a copy of this one, up to a message."""
@@ -272,6 +265,23 @@ async def search(
         tenant_id=caller.tenant_id,
     )
     return Json({"items": [hit.to_dict() for hit in hits], "complete": hits.complete, "reason": hits.reason})
+
+
+async def _change(
+    stores: Any, caller: Caller, conversation_id: str, body: ConversationChange, expected: Optional[int]
+) -> Conversation:
+    store, key = stores.conversations, {"tenant_id": caller.tenant_id}
+    if "title" in body.model_fields_set:
+        found: Conversation = await store.rename_conversation(
+            conversation_id, body.title, expected_version=expected, **key
+        )
+        if "metadata" not in body.model_fields_set:
+            return found
+        expected = found.version
+    changed: Conversation = await store.set_conversation_metadata(
+        conversation_id, body.metadata or {}, expected_version=expected, **key
+    )
+    return changed
 
 
 async def _require(caller: Caller, conversation_id: str) -> Conversation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Dict, List, Literal, Optional
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -20,6 +20,7 @@ from modules.Server.api.parameters import (
     PartOf100,
     errors,
     expected_version,
+    other_than,
     unless_known,
 )
 from modules.Server.callers import Reader, Writer
@@ -65,7 +66,9 @@ __all__ = [
 ]
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
-_JobId = Annotated[str, Path(description="Id of the job.", examples=["j1"])]
+_JobId = Annotated[
+    str, Path(description="Id of the job.", examples=["j1"], json_schema_extra=other_than("counts"))
+]
 _ScheduleId = Annotated[str, Path(description="Id of the schedule.", examples=["s1"])]
 _Status = Literal["draft", "scheduled", "running", "succeeded", "failed", "cancelled"]
 _Seconds = Annotated[Optional[float], Field(ge=0, le=1e8, allow_inf_nan=False)]
@@ -213,7 +216,10 @@ async def list_dead_letters(
 
 @router.post("/dead-letters/redrive", response_model=CountOut)
 async def redrive_dead_letters(
-    caller: Writer, request: Request, body: Redrive, idempotency_key: IdempotencyKey = None
+    caller: Writer,
+    request: Request,
+    body: Annotated[Redrive, Body(default_factory=Redrive)],
+    idempotency_key: IdempotencyKey = None,
 ) -> Json:
     """Run jobs that failed for good again, and say how many."""
 
@@ -242,7 +248,7 @@ async def cancel_job(
     caller: Writer,
     request: Request,
     job_id: _JobId,
-    body: Reason,
+    body: Annotated[Reason, Body(default_factory=Reason)],
     if_match: IfMatch = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Json:

@@ -26,6 +26,7 @@ __all__ = [
     "errors",
     "expected_version",
     "not_modified",
+    "other_than",
     "unless_known",
 ]
 
@@ -63,8 +64,19 @@ def _part_of(most: int) -> Callable[[int, Optional[str]], Awaitable[Part]]:
 PartOf50 = Annotated[Part, Depends(_part_of(50))]
 PartOf100 = Annotated[Part, Depends(_part_of(100))]
 
+
+def other_than(*names: str) -> Dict[str, Any]:
+    """Return what OpenAPI says of an id in a path where these names are paths of their own."""
+    return {"not": {"enum": list(names)}}
+
+
 ConversationId = Annotated[
-    str, Path(description="Id of the conversation; encode a slash as %2F.", examples=["c1"])
+    str,
+    Path(
+        description="Id of the conversation; encode a slash as %2F.",
+        examples=["c1"],
+        json_schema_extra=other_than("export"),
+    ),
 ]
 IfMatch = Annotated[
     Optional[str],

@@ -17,7 +17,7 @@ from modules.storage.health import HealthStatus, StorageHealthStatus
 from modules.storage.version import __version__
 from modules.store_common.errors import StorageError
 
-__all__ = ["health", "livez", "metrics", "readyz", "router"]
+__all__ = ["document", "health", "livez", "metrics", "readyz", "router"]
 
 router = APIRouter(tags=["probes"])
 _HEALTH_MEDIA_TYPE = "application/health+json"
@@ -71,6 +71,11 @@ async def health(request: Request) -> Json:
     return Json(body, 503 if word == "fail" else 200, media_type=_HEALTH_MEDIA_TYPE)
 
 
+# Balancers and watchers ask by HEAD, too; the server leaves out the body.
+for _path, _probe in (("/livez", livez), ("/readyz", readyz), ("/health", health)):
+    router.add_api_route(_path, _probe, methods=["HEAD"], include_in_schema=False)
+
+
 async def _may_look(services: Services, request: Request) -> bool:
     if "authorization" not in request.headers:
         return False
@@ -109,3 +114,10 @@ def _text(instant: Any) -> Optional[str]:
 async def metrics(caller: Monitor) -> Response:
     """Everything countable, in Prometheus's text format. Needs the scope `monitor`."""
     return Response(caller.services.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def document(request: Request) -> Json:
+    """The OpenAPI document, for any token: it says nothing of anybody's data, but which release this is."""
+    await services_of(request).authenticator.token_of(bearer_of(request))
+    return Json(request.app.openapi())

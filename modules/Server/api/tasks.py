@@ -18,6 +18,7 @@ from modules.Server.api.parameters import (
     PartOf50,
     errors,
     expected_version,
+    other_than,
     unless_known,
 )
 from modules.Server.callers import Reader, Writer
@@ -50,7 +51,10 @@ __all__ = [
 ]
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
-_TaskId = Annotated[str, Path(description="Id of the task.", examples=["t1"])]
+_TaskId = Annotated[
+    str,
+    Path(description="Id of the task.", examples=["t1"], json_schema_extra=other_than("board", "search")),
+]
 _Status = Literal["draft", "ready", "in_progress", "review", "done", "cancelled"]
 _Priority = Annotated[int, Field(ge=-(2**31), lt=2**31, description="Higher comes first.")]
 

@@ -24,7 +24,7 @@ from typing_extensions import Protocol
 from modules.storage.backends.deadline_watch import DeadlineWatch
 from modules.store_common.errors import DeadlineExceededError
 
-__all__ = ["Call", "CallState", "Lane", "Outcome", "Runner", "deliver"]
+__all__ = ["Call", "CallState", "Lane", "Outcome", "Runner", "Tally", "deliver"]
 
 # How often a call that passed its deadline is stopped again, in seconds: an interrupt that comes between two statements
 # stops neither of them.
@@ -95,9 +95,10 @@ class Call:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         deadline: Monotonic time in seconds.
+        made_at: Monotonic time in seconds; it is queued at once.
     """
 
-    __slots__ = ("_thread", "args", "deadline", "future", "kwargs", "lane", "state", "work")
+    __slots__ = ("_thread", "args", "deadline", "future", "kwargs", "lane", "made_at", "state", "work")
 
     def __init__(self, lane: Lane, work: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
         self.work = work
@@ -106,6 +107,7 @@ class Call:
         self.lane = lane
         self.future: asyncio.Future[Any] = lane.loop.create_future()
         self.state = CallState.QUEUED
+        self.made_at = time.monotonic()
 
     def claim(self) -> bool:
         """Start the call, on the database thread. False: its caller has gone, leave it."""
@@ -158,6 +160,43 @@ class Call:
             self.state = CallState.DROPPED
             return "it was still waiting for its turn and was not started"
         return "it had started; whether it was applied is not known"
+
+
+class Tally:
+    """What a database thread has served so far; written by that thread alone.
+
+    Attributes:
+        batches: How often it took calls from its queue.
+        calls: Calls in them.
+        turns: Units of work and maintenance, which have the thread for themselves.
+        waited_s: Seconds for which calls and turns were in the queue, summed up.
+    """
+
+    __slots__ = ("batches", "calls", "turns", "waited_s")
+
+    def __init__(self) -> None:
+        self.batches = self.calls = self.turns = 0
+        self.waited_s = 0.0
+
+    def batch(self, calls: Sequence[Call]) -> None:
+        """Count calls that are about to run."""
+        self.batches += 1
+        self.calls += len(calls)
+        self.waited_s += time.monotonic() * len(calls) - sum([call.made_at for call in calls])
+
+    def turn(self, call: Call) -> None:
+        """Count a turn that begins, by the call that asked for it."""
+        self.turns += 1
+        self.waited_s += time.monotonic() - call.made_at
+
+    def numbers(self, name: str) -> Dict[str, int]:
+        """Return it for health and metrics, each number under `name` and its own."""
+        return {
+            f"{name}_batches": self.batches,
+            f"{name}_calls": self.calls,
+            f"{name}_turns": self.turns,
+            f"{name}_wait_ms": int(self.waited_s * 1000),
+        }
 
 
 #: A call, its result and its exception (None: it succeeded).

@@ -192,17 +192,15 @@ class SQLiteExecutor:
             self._turn_holders.pop(task, None)
 
     def statistics(self) -> Dict[str, int]:
-        """Return numbers for health: calls that wait, batches and calls done by the writer and the reader."""
+        """Return numbers for health: what waits for the writer and the reader, what they have done, and how long it waited."""
         if self._threads is None:
             return {}
         writer, reader = self._threads.writer, self._threads.reader
         return {
             "writer_waiting": writer.waiting,
-            "writer_batches": writer.batches,
-            "writer_calls": writer.calls,
+            **writer.served.numbers("writer"),
             "reader_waiting": reader.waiting,
-            "reader_batches": reader.batches,
-            "reader_calls": reader.calls,
+            **reader.served.numbers("reader"),
         }
 
     def _lane(self) -> Lane:

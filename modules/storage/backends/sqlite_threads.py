@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
-from modules.storage.backends.sqlite_calls import Call, Lane, Outcome, deliver
+from modules.storage.backends.sqlite_calls import Call, Lane, Outcome, Tally, deliver
 from modules.storage.backends.sqlite_connection import (
     SQLiteOptions,
     SQLiteTransaction,
@@ -60,8 +60,7 @@ class DatabaseThread(ABC):
         self._current_lock = threading.Lock()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._opened: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()
-        self.batches = 0
-        self.calls = 0
+        self.served = Tally()
 
     def open(self) -> None:
         """Start the thread and open its connection. Blocks; raises what opening raised."""
@@ -152,8 +151,7 @@ class DatabaseThread(ABC):
         while not closing:
             calls, special, closing = self._drain()
             if calls:
-                self.batches += 1
-                self.calls += len(calls)
+                self.served.batch(calls)
                 deliver(self._run_batch(connection, calls))
             if special is not None:
                 special.serve(connection)

@@ -122,6 +122,7 @@ class WriterTurn:
         begin = self._begin
         if begin is None or self._ended is not None or not begin.claim():
             return
+        self._writer.served.turn(begin)
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as exc:
@@ -223,6 +224,7 @@ class BareTurn:
         """Run the function, on the writer thread."""
         if not self.call.claim():
             return
+        self._writer.served.turn(self.call)
         result: Any = None
         error: Optional[Exception] = None
         self._writer.set_current(self.call)

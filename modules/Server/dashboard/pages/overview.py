@@ -85,13 +85,20 @@ def _pool(numbers: Dict[str, int]) -> List[Dict[str, Any]]:
         ]
     return [
         {
-            "label": "Waiting to write",
-            "value": str(numbers.get("writer_waiting", 0)),
-            "note": "",
+            "label": label,
+            "value": str(numbers.get(f"{name}_waiting", 0)),
+            "note": _mean_wait(numbers, name),
             "parts": [],
-        },
-        {"label": "Waiting to read", "value": str(numbers.get("reader_waiting", 0)), "note": "", "parts": []},
+        }
+        for label, name in (("Waiting to write", "writer"), ("Waiting to read", "reader"))
     ]
+
+
+def _mean_wait(numbers: Dict[str, int], name: str) -> str:
+    """Say how long a call has waited for a thread of SQLite so far; "" when there was none."""
+    served = numbers.get(f"{name}_calls", 0) + numbers.get(f"{name}_turns", 0)
+    mean_ms = numbers.get(f"{name}_wait_ms", 0) / served if served else 0.0
+    return f"calls in the queue; {mean_ms:.1f} ms each so far" if served else ""
 
 
 def _jobs(history: History) -> List[Dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Dict, List, Optional
 from urllib.parse import quote
 
@@ -20,6 +21,9 @@ _MESSAGES = 50
 # How far the tree of forks is looked for: up this many steps, down among this many conversations.
 _STEPS_UP = 20
 _LOOKED_AT = 500
+# Seconds for which the pages of a tenant share what was found.
+_FORKS_KEPT_S = 5.0
+_MOST_TENANTS = 1000
 
 
 @page(router, "/conversations/{conversation_id:segment}", "thread.html")
@@ -61,7 +65,12 @@ async def add_message(request: Request, visitor: VisitorHere, conversation_id: s
 @router.post("/conversations/{conversation_id:segment}/do")
 async def act(request: Request, visitor: VisitorHere, conversation_id: str) -> Response:
     """Rename, archive, unarchive, fork or delete."""
-    form: Any = await request.form()
+    answer = await _act(visitor, conversation_id, await request.form())
+    visitor.services.forks.pop(visitor.tenant_id, None)
+    return answer
+
+
+async def _act(visitor: Visitor, conversation_id: str, form: Any) -> Response:
     what, store, key = (
         str(form.get("what", "")),
         visitor.storage.conversations,
@@ -99,6 +108,21 @@ async def _require(visitor: Visitor, conversation_id: str) -> Conversation:
     return found
 
 
+async def _forks(visitor: Visitor) -> List[Conversation]:
+    """Return the forks among the conversations updated last, as they were a few seconds ago at most."""
+    kept, now = visitor.services.forks, time.monotonic()
+    found = kept.get(visitor.tenant_id)
+    if found is None or found[0] < now:
+        recent = await visitor.storage.conversations.list_conversations(
+            limit=_LOOKED_AT, tenant_id=visitor.tenant_id
+        )
+        if len(kept) >= _MOST_TENANTS:
+            kept.clear()
+        forks = [one for one in recent if one.forked_from_id is not None]
+        found = kept[visitor.tenant_id] = (now + _FORKS_KEPT_S, forks)
+    return found[1]
+
+
 async def _tree(visitor: Visitor, conversation: Conversation) -> List[Dict[str, Any]]:
     """Return the conversations that this one was forked from or into, as rows of a tree; empty without forks."""
     store = visitor.storage.conversations
@@ -111,10 +135,8 @@ async def _tree(visitor: Visitor, conversation: Conversation) -> List[Dict[str, 
         if parent is None or parent.id in known:
             break
         known[parent.id] = root = parent
-    recent = await store.list_conversations(limit=_LOOKED_AT, tenant_id=visitor.tenant_id)
-    known.update((one.id, one) for one in recent if one.forked_from_id is not None)
     children: Dict[Optional[str], List[Conversation]] = {}
-    for one in known.values():
+    for one in {**{fork.id: fork for fork in await _forks(visitor)}, **known}.values():
         children.setdefault(one.forked_from_id, []).append(one)
     rows: List[Dict[str, Any]] = []
 
