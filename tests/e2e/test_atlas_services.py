@@ -65,6 +65,8 @@ class _Running:
         environment: Dict[str, str] = {
             **cli.environment,
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            # a machine that is busy with other tests is no store that does not answer
+            "ATLAS_HEALTH_CHECK_TIMEOUT": "60",
         }
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
