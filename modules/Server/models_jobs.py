@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 from pydantic import BaseModel, Field
 
@@ -13,7 +13,6 @@ __all__ = [
     "JobLogOut",
     "JobOut",
     "JobRunOut",
-    "OutboxKeysOut",
     "OutboxOut",
     "QueueOut",
     "ScheduleOut",
@@ -123,9 +122,3 @@ class OutboxOut(BaseModel):
     """What waits, by target."""
 
     targets: Dict[str, Dict[str, Any]]
-
-
-class OutboxKeysOut(BaseModel):
-    """Keys of the outbox."""
-
-    items: List[Dict[str, Any]]

@@ -85,23 +85,26 @@ class Outbox:
         """Return a key (tenant, target, kind, key), None when the outbox does not know it."""
         return await self._executor.run(show, address)
 
-    async def stream(self, state: str = "pending", *, target: str = "") -> AsyncIterator[OutboxRecord]:
+    async def stream(
+        self, state: str = "pending", *, target: str = "", after: Optional[OutboxKey] = None
+    ) -> AsyncIterator[OutboxRecord]:
         """Yield the keys in a state, by tenant, target, kind and key.
 
         Args:
             state: pending, parked or done.
             target: Only those; "": of all targets.
+            after: Only keys behind this one (tenant, target, kind, key).
         """
         if state not in _STATES:
             raise InvalidValueError(f"the state of a key is one of {', '.join(_STATES)}")
-        after: OutboxKey = ("", "", "", "")
+        last: OutboxKey = ("", "", "", "") if after is None else after
         while True:
-            page = await self._executor.run(list_records, state, target, after, _PAGE)
+            page = await self._executor.run(list_records, state, target, last, _PAGE)
             for record in page:
                 yield record
             if len(page) < _PAGE:
                 return
-            after = page[-1].address
+            last = page[-1].address
 
     async def redrive(self, addresses: Sequence[OutboxKey]) -> int:
         """Have parked keys tried again from the first attempt; returns how many were parked."""

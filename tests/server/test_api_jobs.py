@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, List
 
 J = "/v1/jobs"
 
@@ -102,7 +102,29 @@ async def test_the_outbox_is_for_administrators(api: Any) -> None:
 
     await api("GET", "/v1/outbox", 403)
     assert "targets" in (await api("GET", "/v1/outbox", 200, headers=admin)).json()
-    assert (await api("GET", "/v1/outbox/keys", 200, headers=admin)).json() == {"items": []}
+    assert (await api("GET", "/v1/outbox/keys", 200, headers=admin)).json() == {
+        "items": [],
+        "next_cursor": None,
+    }
     body = {"keys": [{"tenant_id": "acme", "target": "t", "kind": "k", "key": "x"}]}
     for what in ("redrive", "discard"):
         assert (await api("POST", f"/v1/outbox/{what}", 200, headers=admin, json=body)).json() == {"count": 0}
+
+
+async def test_keys_of_the_outbox_come_in_parts(api: Any) -> None:
+    admin = await api.login("admin")
+    async with api.storage.unit_of_work() as uow:
+        for n in range(5):
+            uow.stage("far", "note", f"k{n}")
+    parts: List[List[str]] = []
+    where = "/v1/outbox/keys?state=pending&target=far&limit=2"
+    cursor = ""
+    while len(parts) < 9:
+        part = (await api("GET", where + cursor, 200, headers=admin)).json()
+        parts.append([one["key"] for one in part["items"]])
+        if part["next_cursor"] is None:
+            break
+        cursor = f"&cursor={part['next_cursor']}"
+    assert parts == [["k0", "k1"], ["k2", "k3"], ["k4"]]
+    other = where.replace("pending", "parked") + cursor
+    assert (await api("GET", other, 400, headers=admin)).json()["code"] == "invalid_cursor"

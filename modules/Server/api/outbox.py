@@ -7,14 +7,20 @@ from typing import Annotated, Any, Dict, List, Literal
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from modules.Server.api.parameters import PartOf100
 from modules.Server.callers import Admin
-from modules.Server.models import CountOut, Input
-from modules.Server.models_jobs import OutboxKeysOut, OutboxOut
+from modules.Server.models import CountOut, Input, PageOf
+from modules.Server.models_jobs import OutboxOut
 from modules.Server.replies import Json
+from modules.store_common.cursors import decode_cursor, encode_cursor
 
 __all__ = ["Address", "Addresses", "discard_keys", "list_keys", "outbox_state", "redrive_keys", "router"]
 
 router = APIRouter(prefix="/v1/outbox", tags=["outbox"])
+
+_LIST = "outbox"
+# tenant, target, kind, key
+_KEY_PARTS = 4
 
 
 class Address(Input):
@@ -47,20 +53,26 @@ async def outbox_state(caller: Admin) -> Json:
     return Json({"targets": targets})
 
 
-@router.get("/keys", response_model=OutboxKeysOut)
+@router.get("/keys", response_model=PageOf[Dict[str, Any]])
 async def list_keys(
     caller: Admin,
+    part: PartOf100,
     state: Annotated[Literal["pending", "parked", "done"], Query()] = "parked",
     target: Annotated[str, Query(description="Only those; unset: of all targets.")] = "",
-    limit: Annotated[int, Query(ge=1, le=1000, description="Keys wanted at most.")] = 100,
 ) -> Json:
     """List keys in a state. Needs the scope `admin`."""
-    items: List[Any] = []
-    async for record in caller.storage.outbox.stream(state, target=target):
-        items.append({**record.to_dict(), "payload": None})
-        if len(items) == limit:
+    filters = [state, target]
+    begin: Any = decode_cursor(part.cursor, caller.tenant_id, _LIST, _KEY_PARTS, filters=filters)
+    found: List[Any] = []
+    async for record in caller.storage.outbox.stream(state, target=target, after=begin):
+        found.append(record)
+        if len(found) > part.limit:
             break
-    return Json({"items": items})
+    items = [{**record.to_dict(), "payload": None} for record in found[: part.limit]]
+    more = len(found) > part.limit
+    last = found[part.limit - 1].address if more else None
+    cursor = None if last is None else encode_cursor(caller.tenant_id, _LIST, last, filters=filters)
+    return Json({"items": items, "next_cursor": cursor})
 
 
 @router.post("/redrive", response_model=CountOut)
