@@ -1,58 +1,51 @@
 """Room: the backlog of messages to embed, across tenants; see `backlog_models`. For whoever keeps an index of meaning.
 
-A worker claims rows, reads the messages as they are now, brings the index up to date and finishes the claim. A row that
-changed meanwhile stays; a claim whose worker died ends by itself. So nothing is lost, and doing a thing twice is harmless.
+The backlog is what stands in the outbox for the index: triggers put in what changes, `fill` what was there before. A worker
+claims and acknowledges it with the outbox's own operations (`modules.storage.outbox_queue`), and reads here the messages as
+they are now.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from modules.conversation_store.backlog_statements import (
     ANY_GIVEN,
     ANY_INDEX,
     ANY_MESSAGE,
     ANY_MESSAGE_OF,
-    CLAIM,
-    DIRTY,
-    DONE,
     DROPS,
     FILL,
     FILL_LAST,
     FILLED,
     FORGET_INDEX,
-    FORGET_ROWS,
     INDEX,
     LOCK,
     NEXT_TENANT,
     PENDING_ALL,
     PENDING_ONE,
-    POSTPONE,
     PROGRESS,
     REGISTER,
-    RELEASE,
     TEXTS,
     TRIGGERS,
     TRIGGERS_THERE,
 )
 from modules.storage.operations import Transaction, read, write
+from modules.storage.outbox_queue import OutboxEntry, embedding_target
+from modules.storage.outbox_statements import UNSUBSCRIBE_ROWS
 from modules.store_common.values import encode_json
 
 __all__ = [
-    "Claimed",
     "IndexState",
     "Key",
     "MessageText",
     "Progress",
-    "claim",
     "fill",
-    "finish",
     "has_messages",
     "indexes",
     "is_pending",
-    "postpone",
     "progress",
     "read_texts",
     "refill",
@@ -70,12 +63,10 @@ class Key(NamedTuple):
     conversation_id: str
     sequence: int
 
-
-class Claimed(NamedTuple):
-    """A claimed row: its message, and the state of the row that was seen."""
-
-    key: Key
-    mark: int
+    @classmethod
+    def of(cls, entry: OutboxEntry) -> Key:
+        """Return which message an entry of the outbox is of."""
+        return cls(entry.tenant_id, entry.kind, int(entry.key))
 
 
 class Progress(NamedTuple):
@@ -116,14 +107,13 @@ class MessageText:
     words: str
 
 
-def _keys(dialect: str, claimed: Sequence[Claimed]) -> Dict[str, Any]:
+def _keys(dialect: str, keys: Sequence[Key]) -> Dict[str, Any]:
     if dialect == "sqlite":
-        return {"keys": encode_json([[*item.key, item.mark] for item in claimed], "keys")}
+        return {"keys": encode_json([list(key) for key in keys], "keys")}
     return {
-        "tenants": [item.key.tenant_id for item in claimed],
-        "conversations": [item.key.conversation_id for item in claimed],
-        "sequences": [item.key.sequence for item in claimed],
-        "marks": [item.mark for item in claimed],
+        "tenants": [key.tenant_id for key in keys],
+        "conversations": [key.conversation_id for key in keys],
+        "sequences": [key.sequence for key in keys],
     }
 
 
@@ -151,7 +141,7 @@ async def unregister(tx: Transaction, collection: str) -> bool:
     if tx.dialect == "postgresql":
         await tx.run(LOCK)
     known = await tx.run(FORGET_INDEX, collection=collection) == 1
-    await tx.run(FORGET_ROWS, collection=collection)
+    await tx.run(UNSUBSCRIBE_ROWS, target=embedding_target(collection))
     if await tx.first(ANY_INDEX) is None:
         for statement in DROPS[tx.dialect]:
             await tx.run(statement)
@@ -183,50 +173,11 @@ async def fill(tx: Transaction, collection: str, limit: int) -> bool:
     return True
 
 
-@write
-async def claim(tx: Transaction, collection: str, token: str, limit: int, seconds: float) -> List[Claimed]:
-    """Take up to `limit` rows that nobody works on, for `seconds`."""
-    rows = await tx.all(CLAIM, collection=collection, claim=token, limit=limit, seconds=seconds)
-    return sorted(Claimed(Key(*row[:3]), row[3]) for row in rows)
-
-
 @read
-async def read_texts(tx: Transaction, claimed: Sequence[Claimed]) -> List[MessageText]:
+async def read_texts(tx: Transaction, keys: Sequence[Key]) -> List[MessageText]:
     """Return those of the messages that are searchable now, in any order."""
-    rows = await tx.all(TEXTS, **_keys(tx.dialect, claimed))
+    rows = await tx.all(TEXTS, **_keys(tx.dialect, keys))
     return [MessageText(Key(*row[:3]), *row[3:]) for row in rows]
-
-
-@write
-async def finish(tx: Transaction, collection: str, token: str, done: Sequence[Claimed]) -> int:
-    """End a claim: what is done leaves the backlog, the rest is free again. Returns how many left.
-
-    A row that is not there with this claim any more was taken over by another worker, which may have been overtaken by
-    what this one just wrote: it is put in anew, so that the newest state wins.
-    """
-    gone: Set[Key] = set()
-    if done:
-        params = _keys(tx.dialect, done)
-        gone = {Key(*row) for row in await tx.all(DONE, collection=collection, claim=token, **params)}
-    await tx.run(RELEASE, collection=collection, claim=token)
-    again = [item.key._asdict() for item in done if item.key not in gone]
-    if again:
-        await tx.run_many(DIRTY, [{"collection": collection, **key} for key in again])
-    return len(gone)
-
-
-@write
-async def postpone(
-    tx: Transaction, collection: str, token: str, claimed: Sequence[Claimed], longest_s: float
-) -> None:
-    """Leave rows for later: 10 seconds after the first failure, twice that after each further one."""
-    await tx.run_many(
-        POSTPONE,
-        [
-            {"collection": collection, "claim": token, "longest": longest_s, **item.key._asdict()}
-            for item in claimed
-        ],
-    )
 
 
 @read

@@ -1,8 +1,9 @@
-"""Tables of what is still to be embedded, and the triggers that fill them in the transaction of every change.
+"""Which indexes of meaning there are, and the triggers that note every change of a message for them in the outbox.
 
-`atlas_embedding_indexes` holds a row for each index of meaning that is in use; `atlas_embedding_backlog` a row for each
-message of which an index does not yet know the newest state: new, edited or gone. The row says *which* message, never
-what it was: whoever works it off reads the message as it is then.
+`atlas_embedding_indexes` holds a row for each index that is in use. A message of which an index does not yet know the newest
+state (new, edited or gone) is a dirty key of the outbox: the target is `embedding_target(collection)`, the kind is the
+conversation, the key the sequence. It says *which* message, never what it was: whoever works it off reads the message as
+it is then.
 
 The triggers are not there until the first index is registered (`backlog.register`), so that an application without an
 embedder pays nothing for them, and go with the last one. On PostgreSQL they run once per statement, so that a batch of
@@ -12,21 +13,23 @@ appends pays once.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
-from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint
+from sqlalchemy import BigInteger, PrimaryKeyConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from modules.storage.columns import UtcDateTime, utc_now
+from modules.storage.columns import UtcDateTime
+from modules.storage.outbox_queue import EMBEDDING_PREFIX
+from modules.storage.outbox_statements import STAGE_ROWS
 from modules.storage.schema import Base, Identifier
 
-__all__ = ["TABLES", "TRIGGER_DDL", "TRIGGER_DROP_DDL", "EmbeddingBacklogRow", "EmbeddingIndexRow"]
+__all__ = ["TABLES", "TRIGGER_DDL", "TRIGGER_DROP_DDL", "EmbeddingIndexRow"]
 
 
 class EmbeddingIndexRow(Base):
     """An index of meaning, by the name of its vector collection, and how far the messages that were there before are in.
 
-    The three `filled_` columns are the last message that was put into the backlog; `filled` is 1 when all were.
+    The three `filled_` columns are the last message that was put into the outbox; `filled` is 1 when all were.
     """
 
     __tablename__ = "atlas_embedding_indexes"
@@ -40,47 +43,23 @@ class EmbeddingIndexRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, nullable=False)
 
 
-class EmbeddingBacklogRow(Base):
-    """A message to look at. `mark` changes when it changes again; a claim keeps other workers away until it ends.
-
-    `noted_at` is when it was put in, and stays when it changes again: since then the index does not know its newest state.
-    """
-
-    __tablename__ = "atlas_embedding_backlog"
-    __table_args__ = (
-        PrimaryKeyConstraint("collection", "tenant_id", "conversation_id", "sequence"),
-        Index("ix_atlas_embedding_backlog_claims", "collection", "claimed_until"),
-        {"sqlite_with_rowid": False},
-    )
-
-    collection: Mapped[str] = mapped_column(Identifier)
-    tenant_id: Mapped[str] = mapped_column(Identifier)
-    conversation_id: Mapped[str] = mapped_column(Identifier)
-    sequence: Mapped[int] = mapped_column(BigInteger)
-    mark: Mapped[int] = mapped_column(BigInteger, nullable=False)
-    attempts: Mapped[int] = mapped_column(BigInteger, nullable=False)
-    claimed_by: Mapped[Optional[str]] = mapped_column(Identifier)
-    claimed_until: Mapped[Optional[datetime]] = mapped_column(UtcDateTime)
-    noted_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=utc_now(), nullable=False)
-
-
 #: What a migration creates.
-TABLES: List[Any] = [EmbeddingIndexRow.__table__, EmbeddingBacklogRow.__table__]
+TABLES: List[Any] = [EmbeddingIndexRow.__table__]
 
-_INTO = (
-    "INSERT INTO atlas_embedding_backlog (collection, tenant_id, conversation_id, sequence, mark, attempts)"
-    " SELECT i.collection, {row}.tenant_id, {row}.conversation_id, {row}.sequence, 1, 0"
-    " FROM {source} WHERE {condition}"
-    " ON CONFLICT (collection, tenant_id, conversation_id, sequence) DO UPDATE"
-    " SET mark = atlas_embedding_backlog.mark + 1"
-)
 _SHOWN = "{row}.deleted_at IS NULL AND {row}.status <> 'streaming'"
 _CHANGED = f"({_SHOWN.format(row='old')}) OR ({_SHOWN.format(row='new')})"
 _COLUMNS = "content, search_text, name, role, status, created_at, deleted_at"
 
+
+def _stage(dialect: str, row: str, source: str) -> str:
+    target = f"'{EMBEDDING_PREFIX}' || i.collection"
+    key = f"{row}.tenant_id, {target}, {row}.conversation_id, CAST({row}.sequence AS text)"
+    return STAGE_ROWS[dialect].format(key=key, source=source)
+
+
 _SQLITE = "CREATE TRIGGER IF NOT EXISTS atlas_embedding_{name} AFTER {event} ON atlas_messages WHEN {when} BEGIN {into}; END"
-_SQLITE_NEW = _INTO.format(row="new", source="atlas_embedding_indexes i", condition="true")
-_SQLITE_OLD = _INTO.format(row="old", source="atlas_embedding_indexes i", condition="true")
+_SQLITE_NEW = _stage("sqlite", "new", "atlas_embedding_indexes i WHERE true")
+_SQLITE_OLD = _stage("sqlite", "old", "atlas_embedding_indexes i WHERE true")
 
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION atlas_embedding_{name}() RETURNS trigger LANGUAGE plpgsql AS $body$
@@ -99,17 +78,14 @@ EXECUTE FUNCTION atlas_embedding_{name}()
 def _postgresql(
     name: str, event: str, row: str, tables: str = "", each: str = "FOR EACH STATEMENT"
 ) -> List[str]:
+    source = "atlas_embedding_indexes i"
     if tables:
         # in the order of their keys, so that two statements never wait for each other in a circle
         condition = _SHOWN.format(row=row) if name == "add" else "true"
-        source = f"{row} CROSS JOIN atlas_embedding_indexes i"
-        into = _INTO.format(
-            row=row, source=source, condition=condition + f" ORDER BY 1, 2, 3, {row}.sequence"
-        )
-    else:
-        into = _INTO.format(row=row, source="atlas_embedding_indexes i", condition="true")
+        order = f'ORDER BY 1, 2, 3, CAST({row}.sequence AS text) COLLATE "C"'
+        source = f"{row} CROSS JOIN {source} WHERE {condition} {order}"
     return [
-        _FUNCTION.format(name=name, into=into),
+        _FUNCTION.format(name=name, into=_stage("postgresql", row, source)),
         _TRIGGER.format(name=name, event=event, tables=tables, each=each),
     ]
 

@@ -1,8 +1,11 @@
-"""The SQL of the backlog of messages to embed; see `backlog_models` for its tables, `backlog` for what runs it."""
+"""The SQL of what is kept for search by meaning; see `backlog_models` for its tables, `backlog` for what runs it.
+
+Taking messages from the outbox and acknowledging them is the outbox's own (`modules.storage.outbox_statements`).
+"""
 
 from __future__ import annotations
 
-from typing import Any, List, Sequence
+from typing import Any, List
 
 from sqlalchemy import BigInteger, Double, String, Text, bindparam, literal_column, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -11,6 +14,8 @@ from modules.conversation_store.backlog_models import TRIGGER_DDL, TRIGGER_DROP_
 from modules.conversation_store.models import MessageRow
 from modules.conversation_store.search_ddl import MAX_SEARCH_CHARACTERS
 from modules.storage.columns import NOW_SQLITE, FreeText
+from modules.storage.outbox_queue import EMBEDDING_PREFIX
+from modules.storage.outbox_statements import STAGE_ROWS
 from modules.storage.statements import Statement
 
 __all__ = [
@@ -18,30 +23,23 @@ __all__ = [
     "ANY_INDEX",
     "ANY_MESSAGE",
     "ANY_MESSAGE_OF",
-    "CLAIM",
-    "DIRTY",
-    "DONE",
     "DROPS",
     "FILL",
     "FILLED",
     "FILL_LAST",
     "FORGET_INDEX",
-    "FORGET_ROWS",
     "INDEX",
     "LOCK",
     "NEXT_TENANT",
     "PENDING_ALL",
     "PENDING_ONE",
-    "POSTPONE",
     "PROGRESS",
     "REGISTER",
-    "RELEASE",
     "TEXTS",
     "TRIGGERS",
     "TRIGGERS_THERE",
 ]
 
-_KEY = "collection, tenant_id, conversation_id, sequence"
 _NAME = bindparam("collection", type_=String())
 _KEY_COLUMNS = {"tenant_id": String, "conversation_id": String, "sequence": BigInteger}
 
@@ -78,9 +76,6 @@ REGISTER = Statement(
 FORGET_INDEX = Statement(
     text("DELETE FROM atlas_embedding_indexes WHERE collection = :collection").bindparams(_NAME)
 )
-FORGET_ROWS = Statement(
-    text("DELETE FROM atlas_embedding_backlog WHERE collection = :collection").bindparams(_NAME)
-)
 ANY_INDEX = Statement(text("SELECT 1 AS n FROM atlas_embedding_indexes LIMIT 1").columns(n=BigInteger))
 FILLED = Statement(
     text(
@@ -109,131 +104,43 @@ FILL_LAST = Statement(
     )
     .columns(**_KEY_COLUMNS)
 )
-FILL = Statement(
-    text(
-        f"INSERT INTO atlas_embedding_backlog ({_KEY}, mark, attempts)"
-        " SELECT :collection, tenant_id, conversation_id, sequence, 1, 0 FROM atlas_messages"
-        " WHERE (tenant_id, conversation_id, sequence) > (:tenant_id, :conversation_id, :sequence)"
+_TARGET = f"'{EMBEDDING_PREFIX}' || "
+_COLLATION = {"sqlite": "", "postgresql": ' COLLATE "C"'}
+# What waits already keeps its place, and who works on it need not begin again.
+_FILL = {
+    dialect: into.format(
+        key=f"tenant_id, {_TARGET}:collection, conversation_id, CAST(sequence AS text)",
+        source="atlas_messages WHERE (tenant_id, conversation_id, sequence) > (:tenant_id, :conversation_id, :sequence)"
         " AND (tenant_id, conversation_id, sequence) <= (:last_tenant_id, :last_conversation_id, :last_sequence)"
         " AND deleted_at IS NULL AND status <> 'streaming'"
-        " ORDER BY tenant_id, conversation_id, sequence"
-        f" ON CONFLICT ({_KEY}) DO NOTHING"
-    ).bindparams(
-        _NAME,
-        *[
-            bindparam(f"{prefix}{name}", type_=kind())
-            for prefix in ("", "last_")
-            for name, kind in _KEY_COLUMNS.items()
-        ],
+        f" ORDER BY tenant_id, conversation_id, CAST(sequence AS text){_COLLATION[dialect]}",
     )
-)
-
-_UPDATE_CLAIM = "UPDATE atlas_embedding_backlog SET claimed_by = :claim, claimed_until = "
-_TAKEN = " RETURNING tenant_id, conversation_id, sequence, mark"
-_FREE = """
-    WHERE collection = :collection AND (claimed_until IS NULL OR claimed_until <= {now})
-    ORDER BY tenant_id, conversation_id, sequence LIMIT :limit
-"""
-_CLAIM_BINDS: Sequence[Any] = (
+    + " WHERE atlas_outbox.state = 'done'"
+    for dialect, into in STAGE_ROWS.items()
+}
+_FILL_BINDS: Any = [
     _NAME,
-    bindparam("claim", type_=String()),
-    bindparam("seconds", type_=Double()),
-    bindparam("limit", type_=BigInteger),
-)
-CLAIM = Statement(
-    sqlite=text(
-        _UPDATE_CLAIM
-        + NOW_SQLITE
-        + f" + CAST(:seconds * 1000000 AS INTEGER) WHERE ({_KEY}) IN (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now=NOW_SQLITE)
-        + ")"
-        + _TAKEN
-    )
-    .bindparams(*_CLAIM_BINDS)
-    .columns(**_KEY_COLUMNS, mark=BigInteger),
-    postgresql=text(
-        f"WITH free AS MATERIALIZED (SELECT {_KEY} FROM atlas_embedding_backlog"
-        + _FREE.format(now="statement_timestamp()")
-        + " FOR UPDATE SKIP LOCKED) "
-        + _UPDATE_CLAIM
-        + f"statement_timestamp() + make_interval(secs => :seconds) WHERE ({_KEY}) IN (SELECT {_KEY} FROM free)"
-        + _TAKEN
-    )
-    .bindparams(*_CLAIM_BINDS)
-    .columns(**_KEY_COLUMNS, mark=BigInteger),
+    *[
+        bindparam(f"{prefix}{name}", type_=kind())
+        for prefix in ("", "last_")
+        for name, kind in _KEY_COLUMNS.items()
+    ],
+]
+FILL = Statement(
+    sqlite=text(_FILL["sqlite"]).bindparams(*_FILL_BINDS),
+    postgresql=text(_FILL["postgresql"]).bindparams(*_FILL_BINDS),
 )
 
-# Many keys as one parameter: JSON [[tenant, conversation, sequence, mark], ...] on SQLite, arrays on PostgreSQL.
+# Many keys as one parameter: JSON [[tenant, conversation, sequence], ...] on SQLite, arrays on PostgreSQL.
 _KEYS_SQLITE = (
     "(SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS conversation_id,"
-    " json_extract(value, '$[2]') AS sequence, json_extract(value, '$[3]') AS mark FROM json_each(:keys))"
+    " json_extract(value, '$[2]') AS sequence FROM json_each(:keys))"
 )
-_KEYS_POSTGRESQL = "unnest(:tenants, :conversations, :sequences, :marks)"
+_KEYS_POSTGRESQL = "unnest(:tenants, :conversations, :sequences)"
 _ARRAYS = (
     bindparam("tenants", type_=ARRAY(Text())),
     bindparam("conversations", type_=ARRAY(Text())),
     bindparam("sequences", type_=ARRAY(BigInteger())),
-    bindparam("marks", type_=ARRAY(BigInteger())),
-)
-_SAME = "(tenant_id, conversation_id, sequence, mark)"
-_DONE_WHERE = (
-    f" WHERE collection = :collection AND claimed_by = :claim AND {_SAME} IN (SELECT tenant_id, conversation_id,"
-    " sequence, mark FROM "
-)
-_CLAIMED = (_NAME, bindparam("claim", type_=String()))
-DONE = Statement(
-    sqlite=text(
-        "DELETE FROM atlas_embedding_backlog"
-        + _DONE_WHERE
-        + _KEYS_SQLITE
-        + ") RETURNING tenant_id, conversation_id, sequence"
-    )
-    .bindparams(*_CLAIMED, bindparam("keys", type_=Text()))
-    .columns(**_KEY_COLUMNS),
-    postgresql=text(
-        "DELETE FROM atlas_embedding_backlog"
-        + _DONE_WHERE
-        + _KEYS_POSTGRESQL
-        + " AS k (tenant_id, conversation_id, sequence, mark)) RETURNING tenant_id, conversation_id, sequence"
-    )
-    .bindparams(*_CLAIMED, *_ARRAYS)
-    .columns(**_KEY_COLUMNS),
-)
-RELEASE = Statement(
-    text(
-        "UPDATE atlas_embedding_backlog SET claimed_by = NULL, claimed_until = NULL"
-        " WHERE collection = :collection AND claimed_by = :claim"
-    ).bindparams(*_CLAIMED)
-)
-DIRTY = Statement(
-    text(
-        f"INSERT INTO atlas_embedding_backlog ({_KEY}, mark, attempts)"
-        " VALUES (:collection, :tenant_id, :conversation_id, :sequence, 1, 0)"
-        f" ON CONFLICT ({_KEY}) DO UPDATE SET mark = atlas_embedding_backlog.mark + 1"
-    ).bindparams(_NAME, *[bindparam(name, type_=kind()) for name, kind in _KEY_COLUMNS.items()])
-)
-_POSTPONE_HEAD = (
-    "UPDATE atlas_embedding_backlog SET attempts = attempts + 1, claimed_by = NULL, claimed_until = {until}"
-    " WHERE collection = :collection AND claimed_by = :claim AND tenant_id = :tenant_id"
-    " AND conversation_id = :conversation_id AND sequence = :sequence"
-)
-_POSTPONE_BINDS = (
-    *_CLAIMED,
-    bindparam("longest", type_=Double()),
-    *[bindparam(name, type_=kind()) for name, kind in _KEY_COLUMNS.items()],
-)
-# 10 s, 20 s, 40 s ... up to the longest pause
-POSTPONE = Statement(
-    sqlite=text(
-        _POSTPONE_HEAD.format(
-            until=NOW_SQLITE + " + CAST(min(:longest, 10.0 * (1 << min(attempts, 20))) * 1000000 AS INTEGER)"
-        )
-    ).bindparams(*_POSTPONE_BINDS),
-    postgresql=text(
-        _POSTPONE_HEAD.format(
-            until="statement_timestamp() + make_interval(secs => least(:longest, 10.0 * (1 << least(attempts, 20)::int)))"
-        )
-    ).bindparams(*_POSTPONE_BINDS),
 )
 
 _WORDS_SQLITE = (
@@ -247,7 +154,7 @@ _WORDS_POSTGRESQL = (
     f" {MAX_SEARCH_CHARACTERS})"
 )
 _TEXTS_TAIL = (
-    " AS k (tenant_id, conversation_id, sequence, mark)"
+    " AS k (tenant_id, conversation_id, sequence)"
     " JOIN atlas_messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.conversation_id"
     " AND m.sequence = k.sequence WHERE m.deleted_at IS NULL AND m.status <> 'streaming'"
 )
@@ -268,7 +175,7 @@ TEXTS = Statement(
         + _WORDS_SQLITE
         + " AS words FROM "
         + _KEYS_SQLITE
-        + _TEXTS_TAIL.replace(" AS k (tenant_id, conversation_id, sequence, mark)", " AS k CROSS", 1)
+        + _TEXTS_TAIL.replace(" AS k (tenant_id, conversation_id, sequence)", " AS k CROSS", 1)
     )
     .bindparams(bindparam("keys", type_=Text()))
     .columns(*_TEXT_TYPES),
@@ -280,9 +187,10 @@ TEXTS = Statement(
 )
 
 _PROGRESS = (
-    "SELECT i.collection, count(b.collection) AS pending,"
-    " coalesce(sum(CASE WHEN b.attempts > 0 THEN 1 ELSE 0 END), 0) AS failed, i.filled, {age} AS age"
-    " FROM atlas_embedding_indexes i LEFT JOIN atlas_embedding_backlog b ON b.collection = i.collection"
+    "SELECT i.collection, count(o.target) AS pending,"
+    " coalesce(sum(CASE WHEN o.attempts > 0 THEN 1 ELSE 0 END), 0) AS failed, i.filled, {age} AS age"
+    f" FROM atlas_embedding_indexes i LEFT JOIN atlas_outbox o ON o.target = {_TARGET}i.collection"
+    " AND o.state = 'pending'"
     " GROUP BY i.collection, i.filled ORDER BY i.collection"
 )
 _PROGRESS_COLUMNS: Any = {
@@ -293,11 +201,11 @@ _PROGRESS_COLUMNS: Any = {
     "age": Double,
 }
 PROGRESS = Statement(
-    sqlite=text(_PROGRESS.format(age=f"({NOW_SQLITE} - min(b.noted_at)) / 1000000.0")).columns(
+    sqlite=text(_PROGRESS.format(age=f"({NOW_SQLITE} - min(o.staged_at)) / 1000000.0")).columns(
         **_PROGRESS_COLUMNS
     ),
     postgresql=text(
-        _PROGRESS.format(age="extract(epoch FROM statement_timestamp() - min(b.noted_at))::double precision")
+        _PROGRESS.format(age="extract(epoch FROM statement_timestamp() - min(o.staged_at))::double precision")
     ).columns(**_PROGRESS_COLUMNS),
 )
 #: The next tenant that has conversations: one step of the index for each.
@@ -319,9 +227,9 @@ ANY_MESSAGE = Statement(
 ANY_GIVEN = Statement(
     text(
         "SELECT 1 AS n FROM atlas_messages m WHERE m.tenant_id = :tenant_id AND m.deleted_at IS NULL"
-        " AND m.status <> 'streaming' AND NOT EXISTS (SELECT 1 FROM atlas_embedding_backlog b"
-        " WHERE b.collection = :collection AND b.tenant_id = m.tenant_id"
-        " AND b.conversation_id = m.conversation_id AND b.sequence = m.sequence) LIMIT 1"
+        f" AND m.status <> 'streaming' AND NOT EXISTS (SELECT 1 FROM atlas_outbox o"
+        f" WHERE o.tenant_id = m.tenant_id AND o.target = {_TARGET}:collection"
+        " AND o.kind = m.conversation_id AND o.key = CAST(m.sequence AS text)) LIMIT 1"
     )
     .bindparams(_NAME, bindparam("tenant_id", type_=String()))
     .columns(n=BigInteger)
@@ -331,18 +239,20 @@ ANY_MESSAGE_OF = Statement(
     .bindparams(bindparam("tenant_id", type_=String()), bindparam("conversation_id", type_=String()))
     .columns(n=BigInteger)
 )
-_PENDING_HEAD = (
+# Not EXISTS: PostgreSQL would read the whole outbox where it takes what is asked for to be frequent. Asked for in the order
+# of the primary key, it is one look at it.
+_PENDING = (
     "SELECT CASE WHEN EXISTS (SELECT 1 FROM atlas_embedding_indexes WHERE collection = :collection AND filled = 1)"
-    " AND NOT EXISTS (SELECT 1 FROM atlas_embedding_backlog WHERE collection = :collection AND tenant_id = :tenant_id"
+    f" AND (SELECT key FROM atlas_outbox WHERE tenant_id = :tenant_id AND target = {_TARGET}:collection{{more}}"
+    " AND state <> 'done' ORDER BY tenant_id, target, kind, key LIMIT 1) IS NULL THEN 0 ELSE 1 END AS pending"
 )
-_PENDING_TAIL = ") THEN 0 ELSE 1 END AS pending"
 PENDING_ALL = Statement(
-    text(_PENDING_HEAD + _PENDING_TAIL)
+    text(_PENDING.format(more=""))
     .bindparams(_NAME, bindparam("tenant_id", type_=String()))
     .columns(pending=BigInteger)
 )
 PENDING_ONE = Statement(
-    text(_PENDING_HEAD + " AND conversation_id = :conversation_id" + _PENDING_TAIL)
+    text(_PENDING.format(more=" AND kind = :conversation_id"))
     .bindparams(_NAME, bindparam("tenant_id", type_=String()), bindparam("conversation_id", type_=String()))
     .columns(pending=BigInteger)
 )

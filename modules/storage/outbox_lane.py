@@ -15,6 +15,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tu
 from modules.storage.operations import Executor
 from modules.storage.outbox_options import Counters, RelayOptions
 from modules.storage.outbox_queue import (
+    NEVER,
     OutboxEntry,
     OutboxKey,
     again,
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 _RENEW_SHARE = 0.33
 # Entries of one claim at most.
 _CLAIM_LIMIT = 256
-# Failures in a row that park nothing: the target itself was not there.
-_NEVER = 2**31
 
 
 class Lane:
@@ -219,7 +218,8 @@ class Lane:
             reason = f"no answer within {self._options.apply_timeout_s:g} s"
             self._failed.append((entry, reason, self._options.max_attempts))
         except Exception as exc:  # noqa: BLE001 - a failed attempt, whatever it is
-            most = _NEVER if isinstance(exc, UnavailableError) else self._options.max_attempts
+            # a target that is away parks nothing
+            most = NEVER if isinstance(exc, UnavailableError) else self._options.max_attempts
             self._failed.append((entry, _reason(exc), most))
         else:
             self._done.append(entry)

@@ -3,7 +3,8 @@
 `atlas_outbox` holds one row for each key of each target that was ever staged and not purged since. The row says *which*
 key is dirty and from which version on (`applied` < `version`), never what the change was: whoever works it off reads the
 state as it is then. So changes coalesce by themselves, a key is in order by itself, and what waits behind a parked key
-waits in the same row. A subscriber is a target too: `atlas_outbox_subscribers` says who wants the changes of a topic.
+waits in the same row. A subscriber is a target too: `atlas_outbox_subscribers` says who wants the changes of a topic. And so
+is an index of meaning: the triggers of `modules.conversation_store.backlog_models` put in which messages it does not know.
 
 `atlas_staged` is the home of documents whose place is another store: their newest state, a tombstone when they are gone.
 

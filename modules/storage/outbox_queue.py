@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from modules.storage.operations import Executor, Transaction, write
 from modules.storage.outbox_statements import (
@@ -36,6 +36,7 @@ from modules.storage.outbox_statements import (
     FAIL,
     FINISH,
     RELEASE,
+    REMOVE,
     STAGE,
     SUBSCRIBE,
     UNSUBSCRIBE,
@@ -46,15 +47,19 @@ from modules.store_common.ids import new_id
 from modules.store_common.values import check_identifier, encode_json
 
 __all__ = [
+    "EMBEDDING_PREFIX",
     "MAX_ATTEMPTS",
+    "NEVER",
     "OutboxEntry",
     "OutboxKey",
     "SubscriberQueue",
     "again",
     "announce",
     "claim",
+    "embedding_target",
     "fail",
     "finish",
+    "finish_and_remove",
     "release",
     "stage",
     "stage_many",
@@ -63,6 +68,10 @@ __all__ = [
 
 #: After so many failures in a row a key is parked.
 MAX_ATTEMPTS = 8
+#: Instead of it, for failures that park nothing.
+NEVER = 2**31
+#: Begins the names of targets that are not stores but indexes of meaning: messages to embed (modules/storage/semantic.py).
+EMBEDDING_PREFIX = "embedding:"
 # Bounds of the back-off between two attempts, in seconds.
 _BASE_S = 0.5
 _CAP_S = 60.0
@@ -169,8 +178,28 @@ async def finish(tx: Transaction, entries: Sequence[OutboxEntry]) -> List[Outbox
         return []
     first = entries[0]
     rows = await tx.all(FINISH, target=first.target, claim=first.claim, **_keys(tx.dialect, entries))
-    done = {tuple(row) for row in rows}
-    return [entry for entry in entries if (entry.tenant_id, entry.kind, entry.key) not in done]
+    return _others(entries, rows)
+
+
+def _others(entries: Sequence[OutboxEntry], rows: Sequence[Any]) -> List[OutboxEntry]:
+    found = {tuple(row) for row in rows}
+    return [entry for entry in entries if (entry.tenant_id, entry.kind, entry.key) not in found]
+
+
+@write
+async def finish_and_remove(tx: Transaction, entries: Sequence[OutboxEntry]) -> int:
+    """As `finish`, but keys that did not change meanwhile leave the outbox at once; returns how many did.
+
+    For a target of which is often asked whether anything waits. One whose lease had been lost is staged again here: its row
+    may be gone, and what was written may have overtaken what the new owner wrote.
+    """
+    if not entries:
+        return 0
+    first = entries[0]
+    rows = await tx.all(REMOVE, target=first.target, claim=first.claim, **_keys(tx.dialect, entries))
+    for entry in sorted(await finish(tx, _others(entries, rows)), key=lambda item: item.address):
+        await stage(tx, *entry.address)
+    return len(rows)
 
 
 @write
@@ -180,13 +209,26 @@ async def again(tx: Transaction, entries: Sequence[OutboxEntry]) -> None:
         await tx.run(AGAIN, **_named(entry.address))
 
 
+def _jittered(attempt: int) -> float:
+    return full_jitter(attempt, base_s=_BASE_S, cap_s=_CAP_S)
+
+
 @write
 async def fail(
-    tx: Transaction, failures: Sequence[Tuple[OutboxEntry, str]], max_attempts: int = MAX_ATTEMPTS
+    tx: Transaction,
+    failures: Sequence[Tuple[OutboxEntry, str]],
+    max_attempts: int = MAX_ATTEMPTS,
+    pause: Callable[[int], float] = _jittered,
 ) -> None:
-    """Note failed attempts with their reasons: the key is tried again after a pause, or parked after the last."""
+    """Note failed attempts with their reasons: the key is tried again after a pause, or parked after the last.
+
+    Args:
+        tx: Of the call.
+        failures: What was claimed, and why it failed.
+        max_attempts: After so many failures in a row it is parked; `NEVER`.
+        pause: Gives the seconds until the next attempt from the number of failures.
+    """
     for entry, reason in sorted(failures, key=lambda item: item[0].address):
-        pause_s = full_jitter(entry.attempts + 1, base_s=_BASE_S, cap_s=_CAP_S)
         await tx.run(
             FAIL,
             **_named(entry.address),
@@ -194,7 +236,7 @@ async def fail(
             fence=entry.fence,
             error=reason[:_REASON_CHARACTERS],
             most=max_attempts,
-            seconds=pause_s,
+            seconds=pause(entry.attempts + 1),
         )
 
 
@@ -216,6 +258,14 @@ def _keys(dialect: str, entries: Sequence[OutboxEntry]) -> Dict[str, Any]:
         "versions": [entry.version for entry in entries],
         "fences": [entry.fence for entry in entries],
     }
+
+
+def embedding_target(registration: str) -> str:
+    """Return the target under which the messages that an index of meaning does not know yet stand in the outbox.
+
+    Their kind is the conversation, their key the sequence in decimal digits.
+    """
+    return EMBEDDING_PREFIX + registration
 
 
 def subscriber_target(topic: str, name: str) -> str:

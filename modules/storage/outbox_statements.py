@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 from sqlalchemy import BigInteger, Double, String, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -23,9 +23,11 @@ __all__ = [
     "PURGE",
     "REDRIVE",
     "RELEASE",
+    "REMOVE",
     "RENEW",
     "SHOW",
     "STAGE",
+    "STAGE_ROWS",
     "STATS",
     "SUBSCRIBE",
     "UNSUBSCRIBE",
@@ -88,6 +90,18 @@ STAGE = Statement(
     .bindparams(*_THIS, bindparam("payload", type_=Text()))
     .columns(version=BigInteger),
 )
+#: By dialect, what a trigger, or a statement over many rows, marks keys dirty with: `{key}` is SQL of tenant, target, kind
+#: and key, with commas between; `{source}` what stands after FROM, with a WHERE (SQLite needs one) and the order of the keys.
+STAGE_ROWS: Dict[str, str] = {
+    dialect: (
+        _INTO
+        + " SELECT {key}, 'pending', "
+        + f"{clock['now_us']}, 0, 0, 0, {clock['now']}, {clock['now']}, NULL FROM "
+        + "{source}"
+        + _DIRTY_AGAIN.format(**clock, step=1)
+    )
+    for dialect, clock in _CLOCK.items()
+}
 _ANNOUNCE = (
     _INTO
     + " SELECT :tenant_id, s.target, s.topic, :key, 'pending', :version, :version - 1, 0, 0, {now}, {now}, NULL"
@@ -168,39 +182,70 @@ _FINISH_SET = (
     " state = CASE WHEN {o}version > {k}version THEN 'pending' ELSE 'done' END,"
     " staged_at = CASE WHEN {o}version > {k}version THEN {now} ELSE {o}staged_at END"
 )
-_ACKNOWLEDGED = (_TARGET, _CLAIM)
+_ACKNOWLEDGED: Sequence[Any] = (_TARGET, _CLAIM)
 _DONE_COLUMNS: Dict[str, Any] = {"tenant_id": String, "kind": String, "key": String}
-#: Parameters: `target`, `claim`, and the keys as JSON [[tenant, kind, key, version, fence], ...] (SQLite) or arrays.
+# The acknowledged keys as `k`: JSON [[tenant, kind, key, version, fence], ...] on SQLite, arrays on PostgreSQL.
+_K_SQLITE = (
+    "(SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS kind,"
+    " json_extract(value, '$[2]') AS key, json_extract(value, '$[3]') AS version,"
+    " json_extract(value, '$[4]') AS fence FROM json_each(:keys)) AS k"
+)
+# the rows are locked in the order of their keys, as units of work stage them: nobody waits in a circle
+_K_POSTGRESQL = (
+    "WITH k AS MATERIALIZED (SELECT o.tenant_id, o.target, o.kind, o.key, w.version, o.fence FROM"
+    " unnest(:tenants, :kinds, :keys, :versions, :fences) AS w (tenant_id, kind, key, version, fence)"
+    " JOIN atlas_outbox AS o ON o.tenant_id = w.tenant_id AND o.target = :target AND o.kind = w.kind"
+    " AND o.key = w.key AND o.fence = w.fence AND o.claimed_by = :claim"
+    " ORDER BY o.tenant_id, o.target, o.kind, o.key FOR UPDATE OF o) "
+)
+_IS_K = " WHERE o.tenant_id = k.tenant_id AND o.target = k.target AND o.kind = k.kind AND o.key = k.key"
+_ACKNOWLEDGED_SQLITE: Sequence[Any] = (*_ACKNOWLEDGED, bindparam("keys", type_=Text()))
+_ACKNOWLEDGED_POSTGRESQL: Sequence[Any] = (
+    *_ACKNOWLEDGED,
+    *(bindparam(name, type_=ARRAY(Text())) for name in ("tenants", "kinds", "keys")),
+    *(bindparam(name, type_=ARRAY(BigInteger())) for name in ("versions", "fences")),
+)
+#: Parameters: `target`, `claim`, and the keys. Gives those that were held.
 FINISH = Statement(
     sqlite=text(
         "UPDATE atlas_outbox"
         + _FINISH_SET.format(k="k.", o="atlas_outbox.", now=_S["now"])
-        + " FROM (SELECT json_extract(value, '$[0]') AS tenant_id, json_extract(value, '$[1]') AS kind,"
-        " json_extract(value, '$[2]') AS key, json_extract(value, '$[3]') AS version,"
-        " json_extract(value, '$[4]') AS fence FROM json_each(:keys)) AS k"
-        " WHERE atlas_outbox.tenant_id = k.tenant_id AND atlas_outbox.target = :target AND atlas_outbox.kind = k.kind"
+        + " FROM "
+        + _K_SQLITE
+        + " WHERE atlas_outbox.tenant_id = k.tenant_id AND atlas_outbox.target = :target AND atlas_outbox.kind = k.kind"
         " AND atlas_outbox.key = k.key AND atlas_outbox.fence = k.fence AND atlas_outbox.claimed_by = :claim"
         " RETURNING tenant_id, kind, key"
     )
-    .bindparams(*_ACKNOWLEDGED, bindparam("keys", type_=Text()))
+    .bindparams(*_ACKNOWLEDGED_SQLITE)
     .columns(**_DONE_COLUMNS),
-    # the rows are locked in the order of their keys, as units of work stage them: nobody waits in a circle
     postgresql=text(
-        "WITH k AS MATERIALIZED (SELECT o.tenant_id, o.target, o.kind, o.key, w.version, o.fence FROM"
-        " unnest(:tenants, :kinds, :keys, :versions, :fences) AS w (tenant_id, kind, key, version, fence)"
-        " JOIN atlas_outbox AS o ON o.tenant_id = w.tenant_id AND o.target = :target AND o.kind = w.kind"
-        " AND o.key = w.key AND o.fence = w.fence AND o.claimed_by = :claim"
-        " ORDER BY o.tenant_id, o.target, o.kind, o.key FOR UPDATE OF o)"
-        " UPDATE atlas_outbox AS o"
+        _K_POSTGRESQL
+        + "UPDATE atlas_outbox AS o"
         + _FINISH_SET.format(k="k.", o="o.", now=_P["now"])
-        + " FROM k WHERE o.tenant_id = k.tenant_id AND o.target = k.target AND o.kind = k.kind AND o.key = k.key"
-        " RETURNING o.tenant_id, o.kind, o.key"
+        + " FROM k"
+        + _IS_K
+        + " RETURNING o.tenant_id, o.kind, o.key"
     )
-    .bindparams(
-        *_ACKNOWLEDGED,
-        *(bindparam(name, type_=ARRAY(Text())) for name in ("tenants", "kinds", "keys")),
-        *(bindparam(name, type_=ARRAY(BigInteger())) for name in ("versions", "fences")),
+    .bindparams(*_ACKNOWLEDGED_POSTGRESQL)
+    .columns(**_DONE_COLUMNS),
+)
+#: As `FINISH`, for those that did not change meanwhile: their rows go. Gives them.
+REMOVE = Statement(
+    sqlite=text(
+        "DELETE FROM atlas_outbox WHERE claimed_by = :claim AND (tenant_id, target, kind, key, version, fence) IN"
+        " (SELECT k.tenant_id, :target, k.kind, k.key, k.version, k.fence FROM "
+        + _K_SQLITE
+        + ") RETURNING tenant_id, kind, key"
     )
+    .bindparams(*_ACKNOWLEDGED_SQLITE)
+    .columns(**_DONE_COLUMNS),
+    postgresql=text(
+        _K_POSTGRESQL
+        + "DELETE FROM atlas_outbox AS o USING k"
+        + _IS_K
+        + " AND o.version = k.version RETURNING o.tenant_id, o.kind, o.key"
+    )
+    .bindparams(*_ACKNOWLEDGED_POSTGRESQL)
     .columns(**_DONE_COLUMNS),
 )
 _FAIL = (

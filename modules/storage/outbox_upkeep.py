@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Dict, List, Optional, Sequence
 
 from modules.storage.operations import Transaction, read, write
-from modules.storage.outbox_queue import OutboxEntry, OutboxKey
+from modules.storage.outbox_queue import EMBEDDING_PREFIX, OutboxEntry, OutboxKey
 from modules.storage.outbox_statements import (
     DISCARD,
     DUE,
@@ -101,24 +101,33 @@ class TargetStats:
 
 @dataclass(frozen=True)
 class OutboxStats:
-    """What waits, by target (subscribers are targets too)."""
+    """What waits, by target (subscribers are targets too).
+
+    The sums are those of deliveries: messages that wait to be embedded are a target of their own here, but filling an index
+    with old ones takes as long as it takes, and is judged by the health of the vector store.
+    """
 
     targets: Dict[str, TargetStats]
 
     @property
+    def deliveries(self) -> List[TargetStats]:
+        """Of each target but the indexes of meaning."""
+        return [found for name, found in self.targets.items() if not name.startswith(EMBEDDING_PREFIX)]
+
+    @property
     def pending(self) -> int:
-        """Dirty keys that are tried, of all targets."""
-        return sum(target.pending for target in self.targets.values())
+        """Dirty keys that are tried, of all deliveries."""
+        return sum(target.pending for target in self.deliveries)
 
     @property
     def parked(self) -> int:
-        """Dirty keys that are parked, of all targets."""
-        return sum(target.parked for target in self.targets.values())
+        """Dirty keys that are parked, of all deliveries."""
+        return sum(target.parked for target in self.deliveries)
 
     @property
     def lag_s(self) -> float:
-        """Age of the oldest pending key, in seconds."""
-        return max((target.lag_s for target in self.targets.values()), default=0.0)
+        """Age of the oldest pending delivery, in seconds."""
+        return max((target.lag_s for target in self.deliveries), default=0.0)
 
     def to_dict(self) -> Dict[str, Any]:
         """Return it as JSON values."""

@@ -1,12 +1,14 @@
-"""Search of messages by meaning: an embedder, any vector provider, and the backlog that keeps the two in step.
+"""Search of messages by meaning: an embedder, any vector provider, and the outbox that keeps the two in step.
 
     index = SemanticIndex(executor, provider, make_embedder("hashing"))
     await index.register()                     # from now on every change of a message is noted, in its transaction
     await index.embed_pending()                # in the background, and by `atlas-storage embed`
     store = ConversationStore(executor, tenancy, semantic=index)
 
-The vectors of each embedder are a collection of their own in each tenant (see `semantic_documents`). The backlog is that of
-an embedder in one vector store: after a change of either, nothing is searched that does not belong together.
+The vectors of each embedder are a collection of their own in each tenant (see `semantic_documents`). The backlog, a target of
+the outbox, is that of an embedder in one vector store: after a change of either, nothing is searched that does not belong
+together. It is claimed here and not by a lane of the relay: a batch may take minutes, nothing of it is ever parked, rows
+leave the outbox when they are done, and messages that were there before the index are staged as the work goes on.
 """
 
 from __future__ import annotations
@@ -17,11 +19,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from modules.conversation_store import backlog
-from modules.conversation_store.backlog import Claimed, Key, MessageText
+from modules.conversation_store.backlog import Key, MessageText
 from modules.conversation_store.meaning import Nearest, Place
 from modules.storage.embedders import make_embedder
 from modules.storage.embedders_base import EmbedderUnavailableError
 from modules.storage.operations import Executor
+from modules.storage.outbox_queue import (
+    NEVER,
+    OutboxEntry,
+    claim,
+    embedding_target,
+    fail,
+    finish_and_remove,
+    release,
+)
 from modules.storage.semantic_documents import (
     SEPARATOR,
     EmbedResult,
@@ -51,6 +62,8 @@ _LOOK_EVERY_S = 2.0
 _PAUSE_AFTER_FAILURE_S = 15.0
 # A worker that dies leaves its rows to others after this; a batch that takes longer may be done twice, which is harmless.
 _CLAIM_S = 300.0
+# Pauses of a message that the embedder refuses: 10 seconds after the first time, twice that after each further one.
+_FIRST_PAUSE_S = 10.0
 _LONGEST_PAUSE_S = 3600.0
 _WAITING = "some messages are not embedded yet"
 _LOST = "the vectors of the messages are not in the vector store; they are made anew by `atlas-storage embed`"
@@ -108,13 +121,12 @@ class SemanticIndex(IndexRegistration):
         await self._fill(known)
         while limit is None or result.total < limit:
             size = self._batch_size if limit is None else min(self._batch_size, limit - result.total)
-            token = new_id()
-            claimed = await self._executor.run(backlog.claim, known, token, size, _CLAIM_S)
+            claimed = await self._executor.run(claim, embedding_target(known), new_id(), size, _CLAIM_S)
             if not claimed:
                 if await self._fill(known):
                     continue
                 break
-            result += await self._batch(known, token, claimed)
+            result += await self._batch(claimed)
             if progress is not None:
                 progress(result)
         return result
@@ -140,34 +152,36 @@ class SemanticIndex(IndexRegistration):
         self._is_filled = not went_on
         return went_on
 
-    async def _batch(self, known: str, token: str, claimed: Sequence[Claimed]) -> EmbedResult:
-        done: List[Claimed] = []
+    async def _batch(self, claimed: Sequence[OutboxEntry]) -> EmbedResult:
+        entries = {Key.of(entry): entry for entry in claimed}
         try:
-            collection = await self.collection()
-            for tenant_id in {item.key.tenant_id for item in claimed}:
-                # also where nothing is to be embedded, so that a collection that is not there was lost
-                await self._ensure(collection, tenant_id)
-            texts = {item.key: item for item in await self._executor.run(backlog.read_texts, claimed)}
-            kept = [
-                texts[item.key] for item in claimed if item.key in texts and texts[item.key].words.strip()
-            ]
-            vectors, failed = await self._vectors(kept)
-            await self._write(collection, kept, vectors)
-            gone = [item.key for item in claimed if item.key not in vectors and item.key not in failed]
-            await self._remove(collection, gone)
-            refused = [item for item in claimed if item.key in failed]
+            vectors, refused = await self._bring_up(list(entries))
             if refused:
-                # an edited message must not be found by what it said before
-                await self._remove(collection, [item.key for item in refused])
-                await self._executor.run(backlog.postpone, known, token, refused, _LONGEST_PAUSE_S)
-            done = [item for item in claimed if item.key not in failed]
-            return EmbedResult(len(vectors), len(gone), len(refused))
-        finally:
-            # after a failure: frees the rows for the next call
-            await self._executor.run(backlog.finish, known, token, done)
+                failures = [(entries[key], reason) for key, reason in refused.items()]
+                await self._executor.run(fail, failures, NEVER, _pause)
+            done = [entry for key, entry in entries.items() if key not in refused]
+            await self._executor.run(finish_and_remove, done)
+        except BaseException:
+            # free for the next call; what was written is written again
+            await self._executor.run(release, claimed)
+            raise
+        return EmbedResult(len(vectors), len(done) - len(vectors), len(refused))
 
-    async def _vectors(self, texts: Sequence[MessageText]) -> Tuple[Dict[Key, Any], Dict[Key, bool]]:
-        """Return vectors by message, and the messages that the embedder refuses."""
+    async def _bring_up(self, keys: Sequence[Key]) -> Tuple[Dict[Key, Any], Dict[Key, str]]:
+        """Bring the vectors of messages up to date; returns those made, and why the embedder refused others."""
+        collection = await self.collection()
+        for tenant_id in {key.tenant_id for key in keys}:
+            # also where nothing is to be embedded, so that a collection that is not there was lost
+            await self._ensure(collection, tenant_id)
+        texts = [item for item in await self._executor.run(backlog.read_texts, keys) if item.words.strip()]
+        vectors, refused = await self._vectors(texts)
+        await self._write(collection, texts, vectors)
+        # those that are gone, and those refused: an edited message must not be found by what it said before
+        await self._remove(collection, [key for key in keys if key not in vectors])
+        return vectors, refused
+
+    async def _vectors(self, texts: Sequence[MessageText]) -> Tuple[Dict[Key, Any], Dict[Key, str]]:
+        """Return vectors by message, and of the messages that the embedder refuses the reason."""
         words = [item.words[:_MAX_CHARACTERS] for item in texts]
         if not texts:
             return {}, {}
@@ -175,10 +189,10 @@ class SemanticIndex(IndexRegistration):
             return dict(zip([item.key for item in texts], await self._embed(words))), {}
         except EmbedderUnavailableError:
             raise
-        except StorageError:
+        except StorageError as exc:
             if len(texts) == 1:
                 logger.warning("storage.embedding.refused", extra={"tenant_id": texts[0].key.tenant_id})
-                return {}, {texts[0].key: True}
+                return {}, {texts[0].key: f"{type(exc).__name__}: {exc}"}
         # one of them is to blame: the halves find out which
         middle = len(texts) // 2
         first, second = await self._vectors(texts[:middle]), await self._vectors(texts[middle:])
@@ -272,3 +286,7 @@ class SemanticIndex(IndexRegistration):
                 place = (item.metadata["conversation_id"], item.metadata["sequence"])
                 scores[place] = digests[item.id]
         return scores
+
+
+def _pause(failures: int) -> float:
+    return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 20))

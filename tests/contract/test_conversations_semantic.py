@@ -239,7 +239,7 @@ class TestBacklog:
         assert (await index.progress()).pending == 0
 
     async def test_a_refused_message_does_not_hold_up_the_others(
-        self, store: ConversationStore, index: SemanticIndex
+        self, storage: Any, store: ConversationStore, index: SemanticIndex
     ) -> None:
         await fill(store)
         await store.add_message("c1", "user", "poison", message_id="poison")
@@ -251,8 +251,25 @@ class TestBacklog:
         hits = await store.search("kitten", mode="semantic")
         assert {"cat", "after"} <= {hit.message.id for hit in hits}
         assert not hits.complete
+        (row,) = [item async for item in storage.outbox.stream("pending")]
+        assert (row.kind, row.attempts, row.available_at > row.staged_at) == ("c1", 1, True)
+        assert row.error is not None
         await store.record_edit("c1", "poison", content="a remedy")
         await index.reindex()
+
+    async def test_a_change_given_up_is_made_good_by_a_reindex(
+        self, storage: Any, store: ConversationStore, index: SemanticIndex
+    ) -> None:
+        await fill(store)
+        await index.embed_pending()
+        await store.record_edit("c1", "car", content="a kitten")
+        waiting = [item.address async for item in storage.outbox.stream("pending")]
+        assert await storage.outbox.discard(waiting) == 1
+        assert (await index.embed_pending()).total == 0
+        assert await found(store, "automobile", conversation_id="c1", limit=1) == ["car"], "as it was before"
+        await index.reindex()
+        assert (await index.embed_pending()).embedded == 4
+        assert set(await found(store, "kitten", limit=2)) == {"car", "cat"}
 
     async def test_two_workers_share_the_work(
         self, storage: Any, store: ConversationStore, index: SemanticIndex

@@ -177,13 +177,19 @@ async def test_health_says_when_nobody_embeds(storage: Any) -> None:
     await filled(storage, index)
     await storage.conversations.add_message("c", "user", "waits")
     long_ago = (
-        "noted_at - 900000000" if storage.executor.dialect == "sqlite" else "noted_at - interval '15 min'"
+        "staged_at - 900000000" if storage.executor.dialect == "sqlite" else "staged_at - interval '15 min'"
     )
-    await storage.sql_backend.execute_sql(f"UPDATE atlas_embedding_backlog SET noted_at = {long_ago}")
+    await storage.sql_backend.execute_sql(f"UPDATE atlas_outbox SET staged_at = {long_ago}")
     await storage.conversations.record_edit("c", (await last_id(storage)), content="edited meanwhile")
-    health = (await storage.health_check()).vector_store
+    found = await storage.health_check()
+    health, outbox = found.vector_store, found.outbox
     assert health.status.value == "degraded"
     assert "1 messages wait to be embedded, the oldest for 15 minutes" in health.message
+    # told once: a row of the outbox, but no late delivery
+    assert (outbox.status.value, outbox.details["pending"], outbox.details["lag_s"]) == ("healthy", 0, 0.0)
+    ((target, waiting),) = outbox.details["targets"].items()
+    assert target == f"embedding:{await index.registration()}"
+    assert (waiting["pending"], waiting["parked"], waiting["lag_s"] > 800) == (1, 0, True)
 
 
 async def test_a_lost_chroma_directory_is_filled_from_the_messages(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ async def test_the_registry_of_pgvector_is_the_one_that_the_provider_makes(
     with pool.engine.begin() as connection:  # a database where the provider was used before the revision
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
         for table in made_after("0002"):
-            connection.exec_driver_sql(f"DROP TABLE {table} CASCADE")
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table} CASCADE")
     assert runner.upgrade(pool.engine)[0] == "0002"
     assert registry_of(pool.engine) == migrated
 

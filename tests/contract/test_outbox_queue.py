@@ -10,6 +10,7 @@ import pytest
 from modules.storage.operations import Transaction, write
 from modules.storage.outbox_queue import (
     MAX_ATTEMPTS,
+    NEVER,
     OutboxEntry,
     SubscriberQueue,
     again,
@@ -17,6 +18,7 @@ from modules.storage.outbox_queue import (
     claim,
     fail,
     finish,
+    finish_and_remove,
     release,
     stage,
 )
@@ -87,6 +89,48 @@ async def test_a_lease_that_ended_is_taken_over_and_its_owner_is_told(run: Any) 
     third = await _claim(run)
     assert [e.key for e in third] == ["k"], "what the slow one wrote may be old: dirty once more"
     assert third[0].version > other[0].version
+
+
+async def test_what_is_done_leaves_at_once_where_that_is_wanted(storage: Any, run: Any) -> None:
+    for key in ("gone", "changed", "new"):
+        await run(stage, "x", "t", "doc", key)
+    mine = [entry for entry in await _claim(run) if entry.key != "new"]
+    newer = await run(stage, "x", "t", "doc", "changed")
+    assert await run(finish_and_remove, mine) == 1
+    assert await run(finish_and_remove, []) == 0
+    assert await storage.outbox.get(("x", "t", "doc", "gone")) is None
+    left = await storage.outbox.get(("x", "t", "doc", "changed"))
+    assert (left.state, left.version, left.claimed_by) == ("pending", newer, None)
+    assert [entry.key for entry in await _claim(run)] == ["changed"], "the third one is still held"
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["and it was done", "and it is held"])
+async def test_a_row_that_is_gone_comes_back_for_who_was_overtaken(run: Any, is_done: bool) -> None:
+    await run(stage, "x", "t", "doc", "k")
+    slow = await _claim(run, lease_s=0.0, token="slow")
+    other = await _claim(run, token="other")
+    if is_done:
+        assert await run(finish_and_remove, other) == 1
+    assert await run(finish_and_remove, slow) == 0
+    if not is_done:
+        assert await run(finish_and_remove, other) == 0
+    assert [entry.key for entry in await _claim(run)] == ["k"], "what the slow one wrote may be old"
+
+
+async def test_a_failure_that_parks_nothing_has_the_pause_of_its_caller(storage: Any, run: Any) -> None:
+    await run(stage, "x", "t", "doc", "k")
+    seen: List[int] = []
+
+    def pause(failures: int) -> float:
+        seen.append(failures)
+        return 0.0 if failures <= MAX_ATTEMPTS else 3600.0
+
+    for _ in range(MAX_ATTEMPTS + 1):
+        await run(fail, [((await _claim(run))[0], "no")], NEVER, pause)
+    assert seen == list(range(1, MAX_ATTEMPTS + 2))
+    assert await _claim(run) == []
+    found = await storage.outbox.get(("x", "t", "doc", "k"))
+    assert (found.state, found.attempts, found.error) == ("pending", MAX_ATTEMPTS + 1, "no")
 
 
 async def test_a_failure_waits_and_the_last_one_parks(run: Any) -> None:

@@ -61,6 +61,15 @@ def test_a_former_embedder_is_reported_and_forgotten(filled: Any) -> None:
     assert filled("--json", "vectors", "list").stdout == ""
 
 
+def test_a_relay_embeds_too(filled: Any) -> None:
+    waiting = filled("--json", "outbox", "stats").json
+    assert (waiting["pending"], waiting["targets"]) == (0, {})
+    done = filled("relay", "--once", **HASHING)
+    assert "Relaying to hashing (embedding)." in done.stdout
+    found = filled("--json", "search", "--mode", "semantic", "cats", "sleeping", **HASHING)
+    assert (found.lines[0]["message"]["content"], found.stderr) == ("my cat sleeps", "")
+
+
 def test_what_is_refused(cli: Any) -> None:
     cli("init")
     assert "ATLAS_EMBEDDER" in cli("search", "--mode", "hybrid", "x", code=2).stderr

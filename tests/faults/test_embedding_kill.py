@@ -20,12 +20,13 @@ import pytest
 from modules.storage.manager import StorageManager
 from modules.storage.semantic_documents import namespace_of_conversation, vector_id
 
-STEPS = ["claim", "read_texts", "upsert", "delete", "finish"]
+STEPS = ["claim", "read_texts", "upsert", "delete", "finish_and_remove"]
 TURNS = list(range(1, 13)) if os.environ.get("ATLAS_TEST_FULL") else [2]
 
 _CHILD = """
 import asyncio, os, random, signal, sys
 from modules.conversation_store import backlog
+from modules.storage import outbox_queue
 from modules.storage.manager import StorageManager
 
 url, step, wanted, run = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
@@ -48,7 +49,7 @@ class Dying:
 class DyingExecutor(Dying):
     async def run(self, operation, *args):
         result = await self._inner.run(operation, *args)
-        if operation is getattr(backlog, step, None):
+        if operation in (getattr(backlog, step, None), getattr(outbox_queue, step, None)):
             reached()
         return result
 
@@ -148,7 +149,7 @@ async def test_nothing_is_lost_whatever_step_it_dies_after(
                 hits = await storage.conversations.search("number", mode="semantic")
                 assert not hits.complete, "rows in the hands of the dead"
             # what the dead one had claimed is free again after five minutes; the test does not wait for them
-            await storage.sql_backend.execute_sql("UPDATE atlas_embedding_backlog SET claimed_until = NULL")
+            await storage.sql_backend.execute_sql("UPDATE atlas_outbox SET available_at = staged_at")
             await index.embed_pending()
             assert (await index.progress()).pending == 0
             count = await _compare(storage)

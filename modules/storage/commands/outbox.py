@@ -10,11 +10,13 @@ import typer
 
 from modules.storage.commands.errors import CommandFailedError, CommandUsageError
 from modules.storage.commands.invocation import Invocation, command, group
+from modules.storage.manager_tasks import stop_tasks
 
 if TYPE_CHECKING:
     from modules.storage.manager import StorageManager
     from modules.storage.outbox_queue import OutboxKey
     from modules.storage.outbox_upkeep import OutboxRecord
+    from modules.storage.semantic import SemanticIndex
 
 __all__ = ["discard", "list_keys", "reconcile", "redrive", "register", "relay", "show", "stats"]
 
@@ -121,36 +123,50 @@ async def relay(
     call: Invocation,
     once: bool = typer.Option(False, "--once", help="End when nothing is pending."),
 ) -> None:
-    """Deliver what units of work have staged, until it is ended (Ctrl-C or SIGTERM)."""
+    """Deliver what units of work have staged and embed messages, until it is ended (Ctrl-C or SIGTERM)."""
     _without_relay(call)
     async with call.storage() as storage:
         targets = storage.outbox.targets.names
-        if not targets:
+        index = _index(storage)
+        if not targets and index is None:
             raise CommandUsageError(
                 "there is nothing to relay to: no store outside of the SQL database is configured"
             )
-        call.out.line(f"Relaying to {', '.join(targets)}.")
+        named = [*targets, *([] if index is None else [f"{index.embedder.name} (embedding)"])]
+        call.out.line(f"Relaying to {', '.join(named)}.")
         if once:
+            if index is not None:
+                await index.embed_pending()
             left = await storage.outbox.drain(_REPAIR_TIMEOUT_S)
             call.out.document(left.to_dict())
         else:
-            await _until_told(storage)
+            await _until_told(storage, index)
         applied = storage.outbox.counters.total("applied")
     call.out.line(f"{applied:,} deliveries.")
 
 
-async def _until_told(storage: StorageManager) -> None:
-    running = asyncio.ensure_future(storage.outbox.relay.run())
+def _index(storage: StorageManager) -> Optional[SemanticIndex]:
+    """Return what embeds messages, unless the vectors would be gone with this process."""
+    index = storage.semantic_index
+    return index if index is not None and storage.vectors.capabilities.persistent else None
+
+
+async def _until_told(storage: StorageManager, index: Optional[SemanticIndex]) -> None:
+    told = asyncio.Event()
+    tasks: List[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
+    tasks.append(asyncio.create_task(storage.outbox.relay.run()))
+    if index is not None:
+        tasks.append(asyncio.create_task(index.run()))
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, running.cancel)
+    loop.add_signal_handler(signal.SIGTERM, told.set)
     try:
-        await asyncio.wait({running})
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-        running.cancel()
-        await asyncio.wait({running})
-    if not running.cancelled():
-        running.result()
+        await stop_tasks(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 async def reconcile(
