@@ -261,7 +261,7 @@ def _key(tenant_id: str, conversation_id: str, fields: _Fields) -> Hashable:
     return tenant_id, conversation_id, fields["client_message_id"] or fields["id"]
 
 
-@write(atomic=False, batch=_append_batch, conflict_key=_key, spread=True)
+@write(atomic=False, batch=_append_batch, conflict_key=_key)
 async def append(tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields) -> Appended:
     """Append one message, whatever the conversation's last sequence is."""
     return await _append_one(tx, tenant_id, conversation_id, fields, _ANY)

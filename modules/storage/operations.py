@@ -95,7 +95,6 @@ class Operation(Generic[P, R_co]):
         atomic: True puts BEGIN and COMMIT around it; False is for a single statement, which is atomic by itself.
         batch: Optional form for many calls at once.
         conflict_key: Of the arguments of a call; calls with the same key never share a batch.
-        spread: Two half batches at once are faster than a whole one: the server needs longer for it than the loop.
         urgent: A read that must not wait behind long ones: a health check.
     """
 
@@ -104,7 +103,6 @@ class Operation(Generic[P, R_co]):
     atomic: bool
     batch: Optional[BatchFunction] = None
     conflict_key: Optional[Callable[..., Hashable]] = None
-    spread: bool = False
     urgent: bool = False
 
     @property
@@ -160,7 +158,6 @@ def write(
     atomic: bool = ...,
     batch: Optional[BatchFunction] = ...,
     conflict_key: Optional[Callable[..., Hashable]] = ...,
-    spread: bool = ...,
 ) -> Callable[[_Function[P, R]], Operation[P, R]]: ...
 def write(
     function: Any = None,
@@ -169,7 +166,6 @@ def write(
     atomic: bool = True,
     batch: Optional[BatchFunction] = None,
     conflict_key: Optional[Callable[..., Hashable]] = None,
-    spread: bool = False,
 ) -> Any:
     """Make a coroutine function an operation that is applied wholly or not at all.
 
@@ -178,13 +174,10 @@ def write(
         atomic: False for a single statement: no BEGIN and COMMIT around it (they cost as much as the statement).
         batch: Form for many calls at once; must be atomic by itself (one statement).
         conflict_key: Of the arguments of a call; calls with the same key never share a batch.
-        spread: The server needs longer for a batch than the loop: let it work on two halves at once.
     """
 
     def decorate(decorated: Callable[..., Coroutine[Any, Any, Any]]) -> Operation[Any, Any]:
-        return Operation(
-            decorated, writes=True, atomic=atomic, batch=batch, conflict_key=conflict_key, spread=spread
-        )
+        return Operation(decorated, writes=True, atomic=atomic, batch=batch, conflict_key=conflict_key)
 
     return decorate if function is None else decorate(function)
 

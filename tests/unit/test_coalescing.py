@@ -30,10 +30,6 @@ async def put(tx: Transaction, key: str, value: int) -> None: ...
 async def other(tx: Transaction, key: str, value: int) -> None: ...
 
 
-@write(batch=_never, spread=True)
-async def heavy(tx: Transaction, key: str, value: int) -> None: ...
-
-
 class Database:
     """Records what reaches it; every statement waits for `gate`."""
 
@@ -105,10 +101,10 @@ async def test_places(database: Database) -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_what_the_server_has_more_to_do_with_is_spread_over_the_places(database: Database) -> None:
+async def test_those_who_leave_together_are_spread_over_the_places(database: Database) -> None:
     coalescer = _make(database, places=2)
     calls = [(str(n), n) for n in range(23)]
-    tasks = _start(coalescer, *calls, operation=heavy)
+    tasks = _start(coalescer, *calls)
     await _settle()
     assert database.log == calls[:2], "the first two took the places"
     database.gate.set()
@@ -119,7 +115,7 @@ async def test_what_the_server_has_more_to_do_with_is_spread_over_the_places(dat
 async def test_a_few_calls_are_not_spread(database: Database) -> None:
     coalescer = _make(database, places=2)
     calls = [(str(n), n) for n in range(10)]
-    tasks = _start(coalescer, *calls, operation=heavy)
+    tasks = _start(coalescer, *calls)
     await _settle()
     database.gate.set()
     await asyncio.gather(*tasks)

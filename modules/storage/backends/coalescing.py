@@ -7,9 +7,9 @@ for it: kv set at 64 tasks 22,600/s instead of 34,200/s, p99 7.3 instead of 2.7 
 error. A batch that fails as a whole (one of them broke a rule) is run again one by one, so that only the culprit gets the
 error.
 
-Those who leave together take one place, and the loop and the server work by turns. Where the server has the longer part
-(`Operation.spread`) they are spread over the free places: append at 64 tasks 2,141/s instead of 1,523/s, where kv set, with
-less for the server to do, fell from 4,212/s to 3,625/s.
+Those who leave together are spread over the free places: as one batch, the loop and the server would work by turns. At 64
+tasks on an idle machine kv get 22,700/s instead of 16,100/s, kv set 12,800/s instead of 9,900/s, append 5,400/s instead of
+4,400/s.
 """
 
 from __future__ import annotations
@@ -129,10 +129,8 @@ class Coalescer:
         """Fill the free places with those who wait."""
         lane.departing = False
         lane.crowded = len(lane.waiting) > 1
-        limit = _MAX_BATCH
-        if operation.spread and lane.under_way < self._places:
-            share = ceil(len(lane.waiting) / (self._places - lane.under_way))
-            limit = min(max(share, _MIN_SPREAD), _MAX_BATCH)
+        share = ceil(len(lane.waiting) / max(1, self._places - lane.under_way))
+        limit = min(max(share, _MIN_SPREAD), _MAX_BATCH)
         while lane.waiting and lane.under_way < self._places:
             batch = self._next_batch(operation, lane, limit)
             if not batch:
