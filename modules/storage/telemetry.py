@@ -154,11 +154,8 @@ class ObservedExecutor:
         outcome = "ok"
         try:
             return await self._executor.run(operation, *args, **kwargs)
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
         except BaseException as exc:
-            outcome = type(exc).__name__
+            outcome = _outcome_of(exc)
             raise
         finally:
             self._note(operation, outcome, time.perf_counter() - started)
@@ -172,6 +169,10 @@ class ObservedExecutor:
         if found is None:
             found = self._names[id(operation)] = (_store_of(operation), operation.name, operation)
         return found[0], found[1]
+
+
+def _outcome_of(exc: BaseException) -> str:
+    return "cancelled" if isinstance(exc, asyncio.CancelledError) else type(exc).__name__
 
 
 class _ObservedTransaction:
@@ -192,11 +193,8 @@ class _ObservedTransaction:
         outcome = "ok"
         try:
             await self._transaction.commit()
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
         except BaseException as exc:
-            outcome = type(exc).__name__
+            outcome = _outcome_of(exc)
             raise
         finally:
             self._note(outcome)
