@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, AsyncIterator, Dict, Iterator, Optional
@@ -46,8 +47,9 @@ class Api:
         return answer
 
 
-@pytest.fixture
-async def api(storage: Any) -> AsyncIterator[Api]:
+@asynccontextmanager
+async def api_over(storage: Any) -> AsyncIterator[Api]:
+    """Serve `storage` without a socket; calls are those of a token that may write."""
     import httpx
 
     from modules.Server.app import create_app
@@ -59,6 +61,12 @@ async def api(storage: Any) -> AsyncIterator[Api]:
         await made.use("write")
         yield made
         await app.state.services.authenticator.close()
+
+
+@pytest.fixture
+async def api(storage: Any) -> AsyncIterator[Api]:
+    async with api_over(storage) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -7,26 +7,17 @@ from typing import Any, AsyncIterator
 import pytest
 
 from modules.storage.manager import StorageManager
-from tests.server.conftest import Api
+from tests.server.conftest import Api, api_over
 
 pytestmark = [pytest.mark.mongodb, pytest.mark.usefixtures("mongodb")]
 
 
 @pytest.fixture
 async def api(mongo_settings: Any, leaks: Any) -> AsyncIterator[Api]:
-    import httpx
-
-    from modules.Server.app import create_app
-
     async with StorageManager(mongo_settings, background=False) as storage:
         await storage.ensure_schemas()
-        app = create_app(storage)
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            made = Api(client, storage, app.state.services)
-            await made.use("write")
+        async with api_over(storage) as made:
             yield made
-            await app.state.services.authenticator.close()
 
 
 async def test_stores_in_mongodb_are_served(api: Api) -> None:
