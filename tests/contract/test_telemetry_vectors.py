@@ -95,7 +95,7 @@ async def use(storage: StorageManager) -> None:
     assert len((await vectors.scroll("docs")).items) == 1
     assert [info.count for info in await vectors.list_collections()] == [1]
     assert await vectors.count("docs") == 1
-    assert await vectors.health_check()
+    assert await vectors.health_check(timeout=60)
 
 
 async def test_calls_are_counted_by_store_backend_and_outcome(outside: Opened) -> None:
@@ -138,9 +138,7 @@ async def test_off_means_that_nothing_is_wrapped(outside: Opened) -> None:
         assert storage.metrics.snapshot() == []
 
 
-async def test_a_store_inside_the_database_is_counted_once(migrated_settings: Any, backend: str) -> None:
-    if backend == "postgresql":
-        backend = "pgvector"
+async def test_a_store_inside_the_database_is_counted_once(migrated_settings: Any) -> None:
     async with StorageManager(
         migrated_settings.merged_with({"telemetry": "metrics"}), background=False
     ) as storage:
