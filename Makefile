@@ -6,7 +6,7 @@
 #   make lint         ruff, mypy --strict, import-linter, vermin
 #   make bench        the figures of the README, measured here            BENCH_ARGS=...
 #   make bench-memory how well conversations.search finds; needs ../shared/data    BENCH_ARGS='--data DIR'
-#   make test-matrix  the SQLite core suite on each Python found; the middle ones a part          MATRIX="3.9 3.13"
+#   make test-matrix  the SQLite core suite on each Python found; all but the oldest a part       MATRIX="3.9 3.13"
 #   make wheel-check  build, install elsewhere, run the demo there
 #   make floor-check  do the dependencies resolve on Python 3.9?
 #   make format       ruff's fixes and formatting

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Run the SQLite core suite on every supported interpreter that this machine has (one kept environment each).
 #
-# The oldest and the newest run all of it; those between run the unit tests and one contract suite of each store, so that the
-# whole stays within CI's time. Databases in memory are left to `make test`: the same code with one connection.
+# The oldest runs all of it, as .venv does in `make test`; the others run the unit tests and one contract suite of each store,
+# so that the whole stays within CI's time. Databases in memory are left to `make test`: the same code with one connection.
 #
 # Versions that are not found are printed as skipped; MATRIX="3.9 3.13" picks, PYTEST_ARGS is passed on.
 set -u
@@ -31,7 +31,7 @@ for version in ${MATRIX:-3.9 3.10 3.12 3.13}; do
 print(platform.python_version(), "SQLite", sqlite3.sqlite_version, "SQLAlchemy", sqlalchemy.__version__, "pydantic", pydantic.VERSION)')"
     suite="tests/unit tests/contract tests/properties"
     case $version in
-        3.10 | 3.12)
+        3.10 | 3.12 | 3.13)
             suite=tests/unit
             for name in kv_store conversations conversations_messages tasks jobs_queue unit_of_work vectors_in_memory manager; do
                 suite="$suite tests/contract/test_$name.py"

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # A turn held longer than this is told as a warning event, in seconds: everybody else's writes wait meanwhile.
 _LONG_TURN_S = 1.0
+# How long after its deadline the end of a turn is waited for, in seconds.
+_WORD_S = 1.0
 
 
 class WriterTurn:
@@ -93,14 +95,20 @@ class WriterTurn:
         await self._finish("COMMIT")
 
     async def rollback(self) -> None:
-        """Roll back and end the turn; harmless when it has ended."""
-        if self.is_open:
+        """Roll back and end the turn; harmless when it has ended, or ends by itself meanwhile."""
+        if not self.is_open:
+            return
+        try:
             await self._finish("ROLLBACK")
+        except StorageError as exc:
+            if exc is not self._ended:
+                raise
 
     async def _finish(self, verb: str) -> None:
         call = Call(self._lane, verb, (), {})
         self._put(call)
-        await call.result(self._deadline + 1.0, None)
+        # the writer ends the turn at its deadline by itself; what this waits for is its word
+        await call.result(max(self._deadline, time.monotonic()) + _WORD_S, None)
 
     def _put(self, call: Call) -> None:
         if self._ended is not None:
