@@ -23,6 +23,8 @@ __all__ = ["Feed"]
 
 # Seconds between two looks without a wake-up: what a program wrote is seen within that time.
 _LOOK_EVERY_S = 0.5
+# Of all streams together: more streams look less often, so that idle ones do not fill the database with looks.
+_MOST_LOOKS_PER_S = 400
 # Seconds after which a silent stream says that it is alive, and sees whether its reader is.
 _HEARTBEAT_S = 15.0
 _PAGE = 200
@@ -100,8 +102,9 @@ class Feed:
                     yield event(message.to_dict(), name="message", id=str(message.sequence))
                 if page.next_cursor is not None:
                     continue
-                woken = await subscription.wait(_LOOK_EVERY_S)
-                silent_s = 0.0 if len(page) or woken else silent_s + _LOOK_EVERY_S
+                pause_s = max(_LOOK_EVERY_S, self.open_streams / _MOST_LOOKS_PER_S)
+                woken = await subscription.wait(pause_s)
+                silent_s = 0.0 if len(page) or woken else silent_s + pause_s
                 if silent_s >= _HEARTBEAT_S:
                     silent_s = 0.0
                     yield b": alive\n\n"

@@ -372,7 +372,7 @@ class StorageManager(DomainStores, UnitsOfWork, MongoAccess):
 
     def _init_vector_store(self) -> VectorStores:
         """Return what makes the configured vector store when it is asked for; nothing is loaded or opened yet."""
-        return VectorStores(self._settings, self._executor, self._tenancy)
+        return VectorStores(self._settings, self._executor, self._tenancy, self._metrics)
 
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)

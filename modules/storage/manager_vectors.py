@@ -18,11 +18,13 @@ from modules.storage.operations import Transaction, read
 from modules.storage.settings import SettingsError, SQLDialect, VectorBackendType
 from modules.storage.settings_sources import nearest
 from modules.storage.statements import Row, Statement
+from modules.storage.telemetry_vectors import vector_calls
 from modules.store_common.errors import NotConfiguredError, StorageError
 
 if TYPE_CHECKING:
     from modules.storage.operations import Executor
     from modules.storage.settings import StorageSettings
+    from modules.storage.telemetry import Metrics
     from modules.storage.vectors.base import VectorProvider
     from modules.storage.vectors.registry import VectorStoreRegistry
     from modules.store_common.tenancy import TenantPolicy
@@ -106,12 +108,16 @@ class VectorStores:
         settings: Checked by `check_vector_settings`.
         executor: Of the SQL database.
         tenancy: How the tenant of a call is found.
+        metrics: Where calls of stores outside of the SQL database are counted.
     """
 
-    def __init__(self, settings: StorageSettings, executor: Executor, tenancy: TenantPolicy) -> None:
+    def __init__(
+        self, settings: StorageSettings, executor: Executor, tenancy: TenantPolicy, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._executor = executor
         self._tenancy = tenancy
+        self._calls = vector_calls(settings, metrics)
         self._lock = threading.RLock()
         self._registry: Optional[VectorStoreRegistry] = None
         self._made: List[Tuple[str, VectorProvider]] = []
@@ -188,6 +194,9 @@ class VectorStores:
         self._made.append((name, made))
         if options.get("executor", self._executor) is not self._executor:
             self._elsewhere.append(made)
+        if self._calls is not None and not self.joins(made):
+            # one inside the SQL database is counted where its operations run
+            self._calls.watch(made, made.name or name)
         for listener in self._listeners:
             listener(name, made)
         return made

@@ -11,8 +11,9 @@ import asyncio
 import threading
 import time
 from bisect import bisect_left
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple, TypeVar
 
 from typing_extensions import ParamSpec
 
@@ -31,6 +32,7 @@ __all__ = [
     "Spans",
     "TracedExecutor",
     "observed",
+    "outcome_of",
 ]
 
 P = ParamSpec("P")
@@ -60,7 +62,7 @@ class OperationSeries:
         store: "conversations", "kv", ...; "storage" for the manager's own.
         operation: Name of the operation.
         outcome: "ok", "cancelled" or the class of the error.
-        backend: "sqlite", "postgresql" or "mongodb".
+        backend: "sqlite", "postgresql", "mongodb", or the name of a vector store outside of SQL ("chroma", "pinecone", ...).
         counts: Calls by bucket of `BUCKETS_S`, and one more for those that took longer.
         total_s: Sum of their times in seconds.
     """
@@ -123,6 +125,26 @@ class Spans:
             description="Time of a storage operation as its caller saw it.",
         )
 
+    @contextmanager
+    def of(self, store: str, operation: str, backend: str) -> Iterator[None]:
+        """Make a span of what is done inside; an error is named by its class."""
+        with self.tracer.start_as_current_span(
+            f"{store}.{operation}",
+            attributes={**_labels(store, operation), "db.system.name": backend},
+            # the message of an error may name ids: its class is set below and has to be enough
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield
+            except BaseException as exc:
+                span.set_attribute("error.type", type(exc).__name__)
+                raise
+
+    def record(self, store: str, operation: str, outcome: str, seconds: float) -> None:
+        """Add a call to the histogram."""
+        self.durations.record(seconds, {**_labels(store, operation), "outcome": outcome})
+
 
 class ObservedExecutor:
     """An executor that counts what another one runs.
@@ -155,7 +177,7 @@ class ObservedExecutor:
         try:
             return await self._executor.run(operation, *args, **kwargs)
         except BaseException as exc:
-            outcome = _outcome_of(exc)
+            outcome = outcome_of(exc)
             raise
         finally:
             self._note(operation, outcome, time.perf_counter() - started)
@@ -171,7 +193,8 @@ class ObservedExecutor:
         return found[0], found[1]
 
 
-def _outcome_of(exc: BaseException) -> str:
+def outcome_of(exc: BaseException) -> str:
+    """Return by which name a call that raised `exc` is counted."""
     return "cancelled" if isinstance(exc, asyncio.CancelledError) else type(exc).__name__
 
 
@@ -194,7 +217,7 @@ class _ObservedTransaction:
         try:
             await self._transaction.commit()
         except BaseException as exc:
-            outcome = _outcome_of(exc)
+            outcome = outcome_of(exc)
             raise
         finally:
             self._note(outcome)
@@ -227,22 +250,12 @@ class TracedExecutor(ObservedExecutor):
     async def run(self, operation: Operation[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `operation` in a span of its own and count it."""
         store, name = self._names_of(operation)
-        with self._spans.tracer.start_as_current_span(
-            f"{store}.{name}",
-            attributes={**_labels(store, name), "db.system.name": self.dialect},
-            # the message of an error may name ids: its class is set below and has to be enough
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                return await super().run(operation, *args, **kwargs)
-            except BaseException as exc:
-                span.set_attribute("error.type", type(exc).__name__)
-                raise
+        with self._spans.of(store, name, self.dialect):
+            return await super().run(operation, *args, **kwargs)
 
     def _note(self, operation: Operation[Any, Any], outcome: str, seconds: float) -> None:
         super()._note(operation, outcome, seconds)
-        self._spans.durations.record(seconds, {**_labels(*self._names_of(operation)), "outcome": outcome})
+        self._spans.record(*self._names_of(operation), outcome, seconds)
 
 
 def observed(executor: Any, settings: StorageSettings, metrics: Metrics) -> Any:
