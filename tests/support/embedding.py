@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,10 +70,11 @@ class EmbeddingServer:
                     for n, text in enumerate(body["input"])
                 ]
                 answer = owner.answer or json.dumps({"data": data[::-1]}).encode()
-                self.send_response(owner.status)
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                with contextlib.suppress(ConnectionError):  # whoever asked has gone
+                    self.send_response(owner.status)
+                    self.send_header("Content-Length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
 
             def log_message(self, *args: Any) -> None:
                 pass
