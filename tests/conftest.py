@@ -209,9 +209,12 @@ async def pool(settings: Any, leaks: LeakWatch, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture
-def background() -> bool:
-    """Whether `storage` does upkeep by itself; a module whose tests do that by hand, and count it, overrides this."""
-    return True
+def background(request: pytest.FixtureRequest) -> bool:
+    """Whether `storage` does upkeep and delivers by itself: where the test, its class or its module is marked `background`.
+
+    A test that looks twice at what is stored must not depend on when a round of upkeep falls.
+    """
+    return request.node.get_closest_marker("background") is not None
 
 
 @pytest.fixture

@@ -213,6 +213,7 @@ async def test_a_unit_of_work_under_way_is_no_illness(storage: Any, backend: str
         assert health.overall is HEALTHY, health.to_dict()
 
 
+@pytest.mark.background
 async def test_the_monitor_runs_with_the_manager(storage: Any) -> None:
     found = await wait_until(lambda: storage.health_monitor.last, 30)
     assert found.overall is HEALTHY

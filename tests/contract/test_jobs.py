@@ -26,11 +26,6 @@ NAIVE = SOON.replace(tzinfo=None)
 
 
 @pytest.fixture
-def background() -> bool:
-    return False
-
-
-@pytest.fixture
 def jobs(storage: Any) -> Jobs:
     return jobs_of(storage)
 

@@ -23,11 +23,6 @@ PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.fixture
-def background() -> bool:
-    return False
-
-
-@pytest.fixture
 def jobs(storage: Any) -> Jobs:
     return jobs_of(storage)
 

@@ -20,11 +20,6 @@ SURE = RetryPolicy(max_attempts=3, base_s=0.0)
 
 
 @pytest.fixture
-def background() -> bool:
-    return False
-
-
-@pytest.fixture
 def jobs(storage: Any) -> Jobs:
     return jobs_of(storage)
 

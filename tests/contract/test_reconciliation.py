@@ -13,6 +13,8 @@ from modules.storage.reconciliation import Difference, Reconciliation, Report
 from modules.storage.vectors.base import VectorDocument
 from modules.store_common.errors import NotConfiguredError, UnavailableError
 
+pytestmark = pytest.mark.background
+
 
 @pytest.fixture(autouse=True)
 def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:

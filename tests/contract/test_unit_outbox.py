@@ -18,6 +18,8 @@ from modules.store_common.errors import (
 )
 from tests.support.leaks import wait_until
 
+pytestmark = pytest.mark.background
+
 
 class Book:
     """A target in memory: the newest payload of each key, and every delivery."""

@@ -102,6 +102,7 @@ async def test_a_unit_undone_after_a_search_leaves_no_trace_in_the_matrix(filled
     assert (await _state(filled))[1] == ["before", "kept0", "kept1", "kept2"]
 
 
+@pytest.mark.background
 async def test_stores_outside_of_the_database_take_part_by_staging(storage: Any) -> None:
     storage.add_vector_store("in_memory", default=True)
     await storage.conversations.create_conversation(conversation_id="c")

@@ -93,6 +93,17 @@ FULL = os.environ.get("ATLAS_TEST_FULL") == "1"
 LOOKS = (("light", 1280), ("dark", 1280), ("light", 375), ("dark", 375))
 _TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 _UNLABELLED = "all => all.filter(each => !each.labels.length).length"
+#: Counts the parts that the page's stream brings, and how often one takes the place of what is shown.
+_COUNT_PARTS = """
+window.parts = window.replaced = 0;
+document.addEventListener("live", () => { window.replaced += 1; });
+window.EventSource = class extends EventSource {
+  constructor(where) {
+    super(where);
+    this.addEventListener("part", () => setTimeout(() => { window.parts += 1; }));
+  }
+};
+"""
 _GROUND = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -177,6 +188,35 @@ def test_login_is_asked_for_and_a_wrong_token_is_refused(browser: Browser, live:
     assert seen["where"].endswith("/login")
     assert "not valid" in seen["said"]
     assert [c for c in complaints if "401" not in c] == []
+
+
+def test_what_changes_before_the_stream_of_a_page_begins_shows_up(
+    browser: Browser, live: Any, data: Any
+) -> None:
+    answers = []
+
+    def act(page: Any) -> None:
+        def begin(route: Any) -> None:
+            """The page is there, its stream is not yet."""
+            text = f"said in between {len(answers)}"
+            live.call(live.storage.conversations.add_message("trip", "user", text, tenant_id="acme"))
+            answers.append(text)
+            route.continue_()
+
+        page.route("**/live/**", begin)
+        page.goto("/conversations/trip")
+        page.wait_for_selector(".message >> text=said in between 0")
+        # and a first part that says nothing new leaves the page as it was served
+        page.unroute("**/live/**")
+        page.add_init_script(_COUNT_PARTS)
+        page.goto("/migrations")
+        page.wait_for_function("window.parts > 0")
+        assert page.evaluate("window.replaced") == 0
+
+    complaints = browser.visit(live.url, act, session=data["admin"])
+
+    assert len(answers) == 1
+    assert complaints == []
 
 
 def test_a_conversation_is_written_to_by_keyboard_and_others_messages_show_up(

@@ -12,11 +12,14 @@ if (names) {
   names.scrollLeft += inner.left - outer.left - (outer.width - inner.width) / 2;
 }
 
+let missed = null; // the newest version that came while a card was dragged
+
 /** Put a new version of the live part in place, keeping focus, open details and the reader's place. */
 function replace(html) {
-  if (document.body.classList.contains("dragging")) return;
+  const dragging = document.body.classList.contains("dragging");
+  missed = dragging ? html : null;
+  if (dragging) return;
   const active = document.activeElement;
-  if (active && live.contains(active) && /^(INPUT|TEXTAREA|SELECT)$/.test(active.tagName)) return;
   const key = active && live.contains(active) ? active.id || active.getAttribute("href") : null;
   const open = [...live.querySelectorAll("details[open][id]")].map((each) => each.id);
   const scrolled = [...live.querySelectorAll(".scroll, .board")].map((each) => each.scrollLeft);
@@ -30,15 +33,22 @@ function replace(html) {
   document.dispatchEvent(new Event("live"));
 }
 
+/** The text as the browser gives back what it was served with. */
+function normal(html) {
+  const made = document.createElement("div");
+  made.innerHTML = html;
+  return made.innerHTML;
+}
+
 if (live && main?.dataset.live) {
   const stream = new EventSource("/live" + main.dataset.live + location.search);
-  let first = true;
+  let served = live.innerHTML;
   stream.addEventListener("part", (message) => {
-    // the first one is what the page shows already, unless it has changed meanwhile
-    if (!first || live.dataset.stale) replace(JSON.parse(message.data).html);
-    else first = false;
+    const { html } = JSON.parse(message.data);
+    // the first one is what the page was served with, unless it has changed meanwhile
+    if (served === null || served !== normal(html)) replace(html);
+    served = null;
   });
-  stream.addEventListener("error", () => { live.dataset.stale = "yes"; });
   window.addEventListener("pagehide", () => stream.close());
 }
 
@@ -93,6 +103,7 @@ document.addEventListener("dragstart", (drag) => {
 document.addEventListener("dragend", () => {
   document.body.classList.remove("dragging");
   document.querySelectorAll(".moving, .over").forEach((each) => each.classList.remove("moving", "over"));
+  if (missed !== null) replace(missed);
 });
 document.addEventListener("dragover", (drag) => {
   const column = document.body.classList.contains("dragging") && drag.target.closest?.(".column");
