@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, List, Optional, Type, Union
+from typing import TYPE_CHECKING, Any, List, Mapping, Optional, Type, Union
 
 from ATLAS.config.persistence import Persistence
 from modules.storage import (
@@ -55,14 +55,14 @@ class ATLAS:
 
     Args:
         config_path: YAML file with a `storage:` block; None: ./config.yaml if there is one. The environment overrules it.
-        settings: Instead of both: these settings and nothing else.
+        settings: Instead of both: these settings (or a mapping, as for `StorageSettings.from_dict`) and nothing else.
     """
 
     def __init__(
         self,
         config_path: Union[str, os.PathLike[str], None] = None,
         *,
-        settings: Optional[StorageSettings] = None,
+        settings: Union[StorageSettings, Mapping[str, Any], None] = None,
     ) -> None:
         self._config_path = config_path
         self._settings = settings
@@ -83,7 +83,11 @@ class ATLAS:
         """
         if self._manager is not None:
             return
-        settings = self._settings or StorageSettings.load(self._config_path)
+        settings = self._settings
+        if settings is None:
+            settings = StorageSettings.load(self._config_path)
+        elif not isinstance(settings, StorageSettings):
+            settings = StorageSettings.from_dict(settings)
         try:
             manager = await get_storage_manager(settings)
         except StorageError as exc:

@@ -6,7 +6,9 @@ Needs no package: requests go through `http.client` on threads of the embedder's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional, Sequence
@@ -82,18 +84,25 @@ class OpenAIEmbedder:
         return f"OpenAIEmbedder({self._model!r}, host={self._host!r})"
 
     async def embed(self, texts: Sequence[str]) -> Matrix:
-        """Return a vector for each text, in as many requests as the batch size makes of them."""
+        """Return a vector for each text, in as many requests as the batch size makes of them; cancelled, it ends them."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="atlas-embedder")
         cut = [text[: self._max_characters] for text in texts]
         size = self._batch_size
         loop = asyncio.get_running_loop()
-        parts = await asyncio.gather(
-            *[
-                loop.run_in_executor(self._threads, self._request, cut[start : start + size])
-                for start in range(0, len(cut), size)
-            ]
-        )
+        connections: List[http.client.HTTPConnection] = []
+        try:
+            parts = await asyncio.gather(
+                *[
+                    loop.run_in_executor(self._threads, self._request, cut[start : start + size], connections)
+                    for start in range(0, len(cut), size)
+                ]
+            )
+        except BaseException:
+            # nobody waits for the answers any more, and `close` must not
+            for connection in connections:
+                _hang_up(connection)
+            raise
         rows = [row for part in parts for row in part]
         matrix = checked_matrix(
             rows if rows else np.zeros((0, self.dimension)), len(texts), self.dimension, self.name
@@ -110,7 +119,7 @@ class OpenAIEmbedder:
 
     # --- on a thread --------------------------------------------------------------------------------------------
 
-    def _request(self, texts: List[str]) -> List[Any]:
+    def _request(self, texts: List[str], connections: List[http.client.HTTPConnection]) -> List[Any]:
         body: Dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": "float"}
         if self._asks_dimension:
             body["dimensions"] = self.dimension
@@ -118,6 +127,7 @@ class OpenAIEmbedder:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         connection = self._connect()
+        connections.append(connection)
         try:
             connection.request("POST", self._path, orjson.dumps(body), headers)
             response = connection.getresponse()
@@ -157,3 +167,12 @@ class OpenAIEmbedder:
             raise EmbedderError(
                 f"the embedder {self.name} at {self._host} gave an answer that is not of the embeddings API"
             ) from exc
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    """End what a thread waits for on `connection`; the thread closes it."""
+    held: Optional[socket.socket] = connection.sock
+    if held is not None:
+        with contextlib.suppress(OSError):
+            # that of a TLS socket would take from the thread what it reads with
+            socket.socket.shutdown(held, socket.SHUT_RDWR)

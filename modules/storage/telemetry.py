@@ -46,6 +46,7 @@ BUCKETS_S: Tuple[float, ...] = (
 _SCOPE = "atlas_storage"
 # Room of an operation -> name of its store.
 _STORES = {
+    "access_store": "access",
     "conversation_store": "conversations",
     "task_store": "tasks",
     "job_store": "jobs",

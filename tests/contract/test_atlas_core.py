@@ -71,6 +71,13 @@ async def test_the_configuration_file_is_read(tmp_path: Path, leaks: LeakWatch) 
     assert (tmp_path / "here.sqlite3").is_file()
 
 
+async def test_settings_may_be_a_mapping(tmp_path: Path, leaks: LeakWatch) -> None:
+    async with ATLAS(settings={"sql": {"path": str(tmp_path / "x.sqlite3")}}) as atlas:
+        assert atlas.is_initialized
+    with pytest.raises(SettingsError, match="did you mean path"):
+        await ATLAS(settings={"sql": {"pth": "x"}}).initialize()
+
+
 async def test_older_code_gets_its_stores_from_the_accessors(migrated_settings: Any) -> None:
     import anyio
 

@@ -1,20 +1,22 @@
-"""`atlas-storage relay` as a process with Chroma as its target: delivers until SIGTERM, and loses nothing when that comes.
+"""`atlas-storage relay` as a process: delivers to Chroma and embeds until SIGTERM, and loses nothing when that comes.
 
 On SQLite; with ATLAS_TEST_FULL=1 on PostgreSQL, too: three processes load Chroma for each.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import time
-from typing import Any, Callable, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
 
 from modules.storage.manager import StorageManager
 from modules.storage.vectors.base import VectorDocument
+from tests.support.embedding import EmbeddingServer
 from tests.support.freezing import freeze
 
 _COUNT = 1200
@@ -70,9 +72,14 @@ class _Relay:
         began = time.monotonic()
         self.send(signal.SIGTERM)
         self.send(signal.SIGCONT)
+        last = self.last_lines()
+        assert time.monotonic() - began < _PATIENCE_S / 2
+        return last
+
+    def last_lines(self) -> List[str]:
+        """Wait for its end and return what it printed then."""
         out, errors = self._process.communicate(timeout=_PATIENCE_S)
         assert (self._process.returncode, errors.decode()) == (0, "")
-        assert time.monotonic() - began < _PATIENCE_S / 2
         return out.decode().splitlines()
 
     def kill(self) -> None:
@@ -139,6 +146,75 @@ async def test_until_sigterm_and_nothing_is_lost(chroma_on: Any) -> None:
             assert {document.id: document.content for document in found} == {
                 f"d{n:05}": f"text {n}" for n in range(staged + 1)
             }
+    finally:
+        for relay in relays:
+            relay.kill()
+
+
+@pytest.fixture
+def embeddings() -> Iterator[EmbeddingServer]:
+    made = EmbeddingServer()
+    yield made
+    made.close()
+
+
+async def _until_asked(text: str, embeddings: EmbeddingServer) -> None:
+    """Wait until somebody wants a vector of `text`: the message is in hand then."""
+    end = time.monotonic() + _PATIENCE_S
+    while not any(text in given for request in embeddings.requests for given in request["input"]):
+        assert time.monotonic() < end, embeddings.requests
+        await asyncio.sleep(0.02)
+
+
+async def _until_waiting(count: int, storage: StorageManager) -> None:
+    """Wait until `count` messages wait to be embedded, and nobody has them in hand."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        claims = [record.claimed_by async for record in storage.outbox.stream("pending")]
+        if claims == [None] * count:
+            return
+        assert time.monotonic() < end, claims
+        await asyncio.sleep(0.02)
+
+
+async def test_an_embedder_until_sigterm(cli: Any, databases: Any, embeddings: EmbeddingServer) -> None:
+    cli.url = databases.url("sqlite", migrated=True)
+    cli.environment["ATLAS_EMBEDDER"] = "openai:m"
+    cli.environment["ATLAS_EMBEDDER_BASE_URL"] = embeddings.url
+    cli.environment["ATLAS_EMBEDDER_DIMENSION"] = "3"
+    settings = {
+        "sql": {"url": cli.url},
+        "embedder": "openai:m",
+        "embedder_base_url": embeddings.url,
+        "embedder_dimension": 3,
+    }
+    relays: List[_Relay] = []
+    try:
+        async with StorageManager(settings, background=False) as storage:
+            await storage.conversations.create_conversation("c")
+            await storage.conversations.add_message("c", "user", "there before the relay")
+            relays.append(_Relay(cli))
+            assert relays[0].first_line == "Relaying to openai:m (embedding).\n"
+            await _until_asked("there before the relay", embeddings)
+            await _until_waiting(0, storage)
+
+            embeddings.gate.clear()
+            await storage.conversations.add_message("c", "user", "written while it runs")
+            await _until_asked("written while it runs", embeddings)
+            relays[0].send(signal.SIGTERM)
+            # what it had in hand is given back, not left to the lease
+            await _until_waiting(1, storage)
+            # and it does not wait for the answer
+            relays[0].last_lines()
+            embeddings.gate.set()
+
+            relays.append(_Relay(cli))
+            await _until_waiting(0, storage)
+            relays[1].end()
+            found = await storage.conversations.search("anything", mode="semantic")
+            texts = {hit.message.content for hit in found}
+            assert texts == {"there before the relay", "written while it runs"}
+            assert found.complete
     finally:
         for relay in relays:
             relay.kill()

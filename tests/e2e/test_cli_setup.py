@@ -61,6 +61,7 @@ def test_a_place_that_cannot_be_used_is_told_and_nothing_is_written(cli: Any) ->
     told = cli("--url", away, "setup", "--non-interactive", code=1)
 
     assert "nothing was written: postgresql" in told.stderr
+    assert "127.0.0.1:1/nowhere: PostgreSQL cannot be reached" in told.stderr
     assert "hunter2" not in told.stdout + told.stderr
     assert not (cli.directory / "config.yaml").exists()
 
@@ -73,7 +74,10 @@ def test_a_place_that_cannot_be_used_is_told_and_nothing_is_written(cli: Any) ->
     [
         (["--conversations", "mars"], 2, "--conversations must be sql or mongo"),
         (["--vectors", "pinecon"], 1, "did you mean pinecone"),
-        (["--set", "sql.pool.sizes=3"], 2, "did you mean size"),
+        (["--vectors", "pgvector"], 1, "pgvector needs PostgreSQL"),
+        (["--embedder", "magic"], 1, "the embedder must be hashing, openai:MODEL"),
+        (["--embedder", "openai:m", "--set", "embedder_base_url=http://127.0.0.1:1/v1"], 1, "did not answer"),
+        (["--set", "sql.pool.sizes=3"], 2, "error: setting sql.pool.sizes: there is no"),
         (["--set", "nonsense"], 2, "NAME=VALUE"),
         (["--url", "sqlite:///a", "--sqlite-path", "b"], 2, "not both"),
         (["--config", "no/such/directory/config.yaml"], 1, "no directory"),

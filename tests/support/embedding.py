@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,13 +48,15 @@ class MeaningEmbedder:
 
 
 class EmbeddingServer:
-    """Answers `POST /v1/embeddings`; `status` makes it refuse, `answer` makes it talk nonsense."""
+    """Answers `POST /v1/embeddings`; `status` makes it refuse, `answer` talk nonsense, `gate` wait."""
 
     def __init__(self) -> None:
         self.status = 200
         self.answer: Optional[bytes] = None
         self.requests: List[Dict[str, Any]] = []
         self.keys: List[Optional[str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -61,15 +64,17 @@ class EmbeddingServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 owner.requests.append({"path": self.path, **body})
                 owner.keys.append(self.headers.get("Authorization"))
+                owner.gate.wait()
                 data = [
                     {"index": n, "embedding": [float(len(text)), 1.0, 0.0]}
                     for n, text in enumerate(body["input"])
                 ]
                 answer = owner.answer or json.dumps({"data": data[::-1]}).encode()
-                self.send_response(owner.status)
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                with contextlib.suppress(ConnectionError):  # whoever asked has gone
+                    self.send_response(owner.status)
+                    self.send_header("Content-Length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -81,6 +86,7 @@ class EmbeddingServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def close(self) -> None:
+        self.gate.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

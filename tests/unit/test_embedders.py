@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any, Iterator, List
 
 import numpy as np
@@ -126,6 +128,22 @@ class TestHttp:
         with pytest.raises(EmbedderUnavailableError):
             await embedder.embed(["a"])
         await close_embedder(embedder)
+
+    async def test_who_is_cancelled_waits_for_no_answer(self, server: EmbeddingServer) -> None:
+        server.gate.clear()
+        embedder = make_embedder("openai:small", base_url=server.url, timeout_s=3600)
+        asked = asyncio.ensure_future(embedder.embed(["a"]))
+        end = time.monotonic() + 60
+        while not server.requests:
+            assert time.monotonic() < end, "nobody asked"
+            await asyncio.sleep(0.01)
+
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await asyncio.wait_for(close_embedder(embedder), 60)
+
+        assert not server.gate.is_set()
 
     @pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://user:secret@host/v1", "http:///v1"])
     def test_bad_urls(self, url: str) -> None:

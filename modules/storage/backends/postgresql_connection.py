@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 import asyncpg
 
-from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate
+from modules.storage.backends.postgresql_errors import DRIVER_ERRORS, translate, translate_connecting
 from modules.storage.backends.postgresql_tls import TLSOptions
 from modules.store_common.deadlines import within
 from modules.store_common.errors import DeadlineExceededError, StatementError, UnavailableError
@@ -109,7 +109,7 @@ async def connect(options: PostgresOptions, deadline: float) -> asyncpg.Connecti
                     "the PostgreSQL server does not speak TLS, and sql.tls_mode asks for it; set it up on the server, "
                     "or set sql.tls_mode to prefer if the network is trusted"
                 ) from exc
-            raise translate(exc) from exc
+            raise translate_connecting(exc) from exc
 
 
 class PostgresTransaction:

@@ -14,7 +14,7 @@ import asyncpg
 
 from modules.store_common import errors
 
-__all__ = ["DRIVER_ERRORS", "translate"]
+__all__ = ["DRIVER_ERRORS", "translate", "translate_connecting"]
 
 #: What asyncpg lets out: its own errors, the socket's, and its time-outs.
 # `InternalClientError` is what a connection says that broke while nobody looked (seen when the server is stopped).
@@ -31,6 +31,10 @@ _Make = Callable[[], errors.StorageError]
 _UNREACHABLE: _Make = lambda: errors.UnavailableError(  # noqa: E731
     "the connection to PostgreSQL failed or broke; check that the server runs and can be reached. "
     "A write under way may or may not have been applied"
+)
+# Nothing was sent yet.
+_NOT_REACHED: _Make = lambda: errors.UnavailableError(  # noqa: E731
+    "PostgreSQL cannot be reached; check that the server runs, and sql.url (sql.host, sql.port)"
 )
 _DEADLINE: _Make = lambda: errors.DeadlineExceededError(  # noqa: E731
     "the PostgreSQL call did not end within its deadline; a write may or may not have been applied"
@@ -86,8 +90,13 @@ _BY_CLASS: Dict[str, _Make] = {
 _SCHEMA_BEHIND: Tuple[str, ...] = ("42P01", "42703", "42883", "3F000")
 
 
-def translate(exc: BaseException) -> errors.StorageError:
-    """Return our exception for `exc`, to be raised `from` it."""
+def translate_connecting(exc: BaseException) -> errors.StorageError:
+    """Return our exception for what was raised while a connection was made."""
+    return translate(exc, _NOT_REACHED)
+
+
+def translate(exc: BaseException, otherwise: _Make = _UNREACHABLE) -> errors.StorageError:
+    """Return our exception for `exc`, to be raised `from` it; `otherwise` makes that of a connection that is gone."""
     if isinstance(exc, asyncio.TimeoutError):
         return _DEADLINE()
     if isinstance(exc, ssl.SSLError):
@@ -100,7 +109,7 @@ def translate(exc: BaseException) -> errors.StorageError:
         isinstance(exc, asyncpg.InterfaceError) and isinstance(exc, ValueError)
     ):
         return errors.InvalidValueError("a parameter of this call does not fit its PostgreSQL type")
-    return _UNREACHABLE()
+    return otherwise()
 
 
 def _translate_state(exc: asyncpg.PostgresError) -> errors.StorageError:

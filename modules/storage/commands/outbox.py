@@ -133,14 +133,16 @@ async def relay(
                 "there is nothing to relay to: no store outside of the SQL database is configured"
             )
         named = [*targets, *([] if index is None else [f"{index.embedder.name} (embedding)"])]
-        call.out.line(f"Relaying to {', '.join(named)}.")
+        begun = f"Relaying to {', '.join(named)}."
         if once:
+            call.out.line(begun)
             if index is not None:
                 await index.embed_pending()
             left = await storage.outbox.drain(_REPAIR_TIMEOUT_S)
             call.out.document(left.to_dict())
         else:
-            await _until_told(storage, index)
+            # said when a SIGTERM is heard, so that whoever reads it may send one
+            await _until_told(storage, index, lambda: call.out.line(begun))
         applied = storage.outbox.counters.total("applied")
     call.out.line(f"{applied:,} deliveries.")
 
@@ -151,7 +153,9 @@ def _index(storage: StorageManager) -> Optional[SemanticIndex]:
     return index if index is not None and storage.vectors.capabilities.persistent else None
 
 
-async def _until_told(storage: StorageManager, index: Optional[SemanticIndex]) -> None:
+async def _until_told(
+    storage: StorageManager, index: Optional[SemanticIndex], say: Callable[[], None]
+) -> None:
     told = asyncio.Event()
     tasks: List[asyncio.Task[Any]] = [asyncio.create_task(told.wait())]
     tasks.append(asyncio.create_task(storage.outbox.relay.run()))
@@ -160,6 +164,7 @@ async def _until_told(storage: StorageManager, index: Optional[SemanticIndex]) -
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, told.set)
     try:
+        say()
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

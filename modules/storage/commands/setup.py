@@ -9,7 +9,7 @@ import typer
 
 from modules.storage.commands.errors import CommandFailedError, CommandUsageError
 from modules.storage.commands.invocation import Invocation, command
-from modules.storage.commands.setup_checks import check_places
+from modules.storage.commands.setup_checks import as_answered, check_places
 from modules.storage.commands.setup_questions import ask
 
 __all__ = ["register", "setup"]
@@ -57,7 +57,7 @@ async def setup(
     ),
 ) -> None:
     """Choose the back ends, test each, and write the storage: block of config.yaml (or of --config FILE)."""
-    from modules.storage.settings import DEFAULT_CONFIG_FILE, StorageSettings
+    from modules.storage.settings import DEFAULT_CONFIG_FILE, SettingsError, StorageSettings
     from modules.storage.settings_file import has_block, render_block, write_block
 
     file = Path(call.options.config or DEFAULT_CONFIG_FILE)
@@ -78,7 +78,10 @@ async def setup(
             raise CommandFailedError(f"{file} has a storage: block already; give --replace to replace it")
     if not non_interactive:
         answers = ask(call.out, answers)
-    settings = StorageSettings.from_dict(_values(answers, setting or []))
+    try:
+        settings = StorageSettings.from_dict(_values(answers, setting or []))
+    except SettingsError as exc:
+        raise as_answered(exc) from exc
     checks = [] if skip_checks else await check_places(call.out, settings)
     wrong = [item for item in checks if not item["ok"]]
     if wrong and (non_interactive or not typer.confirm("Write the file all the same?", default=False)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, List, Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -52,6 +52,14 @@ async def create(request: Request, visitor: VisitorHere) -> Response:
     return back(f"/conversations/{made.id}")
 
 
+def _fits(mode: str, scores: Sequence[float]) -> List[str]:
+    """Say how well each hit fits: scores of words compare within one result only, so they are told by the best one."""
+    if mode == "semantic":
+        return [f"similarity {score:.2f}" for score in scores]
+    best = max(scores, default=0.0)
+    return [f"{score / best:.0%} of the best" if 0 < score < best else "" for score in scores]
+
+
 @page(router, "/search", "search.html")
 async def search(visitor: Visitor, request: Request) -> Dict[str, Any]:
     """Load what a search finds."""
@@ -72,6 +80,7 @@ async def search(visitor: Visitor, request: Request) -> Dict[str, Any]:
         "mode": mode,
         "modes": _MODES,
         "hits": hits,
+        "fits": _fits(mode, [hit.score for hit in hits]),
         "problem": problem,
         "has_embedder": visitor.storage.get_settings().embedder is not None,
     }
