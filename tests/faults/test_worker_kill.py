@@ -51,7 +51,7 @@ def enqueue(url: str, count: int) -> List[str]:
     retry = RetryPolicy(max_attempts=1000, base_s=0.0)
 
     async def work() -> List[str]:
-        async with StorageManager({"sql": {"url": url}}) as storage:
+        async with StorageManager({"sql": {"url": url, "sqlite_busy_timeout_s": 60.0}}) as storage:
             return await storage.jobs.enqueue_many([NewJob("effect", retry=retry) for _ in range(count)])
 
     return asyncio.run(work())

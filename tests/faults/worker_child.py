@@ -39,7 +39,8 @@ def _block() -> None:
 def _settings(url: str) -> Dict[str, Any]:
     if url.startswith("mongodb"):
         return {"sql": {"url": "sqlite:///:memory:"}, "mongo": {"url": url}, "use_mongo_for_jobs": True}
-    return {"sql": {"url": url, "auto_migrate": False}}
+    # a disk that stands still while another process writes is no reason to give up
+    return {"sql": {"url": url, "auto_migrate": False, "sqlite_busy_timeout_s": 60.0}}
 
 
 def handlers_of(kind: str, effects: int, name: str) -> HandlerRegistry:

@@ -61,7 +61,7 @@ def pooler(program: str, server_url: str, *, port: Optional[int] = None, more: s
             yield port
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
             shutil.rmtree(directory)
 
 
