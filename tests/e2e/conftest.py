@@ -44,6 +44,16 @@ class Result:
         return f"exit {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
 
 
+_PATIENT = """
+import sys
+from modules.orchestration import crew, signals
+from modules.storage.cli import main
+crew._STORE_S, signals._OVERTIME_S = 30.0, 60.0
+sys.argv[0] = "atlas-storage"
+sys.exit(main())
+"""
+
+
 class WarmProgram:
     """The process of `warm_program`, started by the first run."""
 
@@ -138,6 +148,10 @@ class Cli:
         """The words of the command."""
         url = [] if self.url is None else ["--url", self.url]
         return [str(PROGRAM), *url, *map(str, arguments)]
+
+    def patient(self, *arguments: Any) -> List[str]:
+        """The same for a worker that has its time to give back what it holds, beyond what is promised, on a slow disk."""
+        return [sys.executable, "-c", _PATIENT, *self.command(*arguments)[1:]]
 
     def write(self, name: str, *records: Any) -> Path:
         """Write JSON lines to a file in the working directory; a text is written as it is."""

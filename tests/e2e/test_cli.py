@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
+import termios
+import time
 from pathlib import Path
 from typing import Any, List
 
@@ -304,21 +308,28 @@ def test_ctrl_c_ends_cleanly(cli: Any, number: int) -> None:
         pipe.open("wb", buffering=0) as writer,
     ):  # opens when the child has opened it
         writer.write(b'{"id": "first", "messages": [{"role": "user", "content": "kept"}]}\n{"id": "second",')
-        _wait_until_read(pipe, child)
+        _wait_until_read(writer, child)
         child.send_signal(number)
-        output, errors = child.communicate(timeout=30)
+        output, errors = child.communicate(timeout=60)
 
     assert child.returncode == 130, errors
     assert (output, errors) == (b"", b"interrupted\n")
     assert [item["id"] for item in cli("conversations", "list", "--json").lines] in (["first"], [])
 
 
-def _wait_until_read(pipe: Path, child: Any) -> None:
-    """Return when the child has taken everything out of the pipe and waits for more."""
-    import time
+def _left_in(writer: Any) -> int:
+    """Return how many bytes of a pipe nobody has read yet."""
+    left = fcntl.ioctl(writer.fileno(), termios.FIONREAD, struct.pack("i", 0))
+    return int(struct.unpack("i", left)[0])
 
+
+def _wait_until_read(writer: Any, child: Any) -> None:
+    """Return when the child has taken everything out of the pipe and waits for more."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
+        if _left_in(writer):
+            time.sleep(0.01)
+            continue
         state = Path(f"/proc/{child.pid}/wchan")
         if "pipe" in (state.read_text() if state.exists() else ""):
             return

@@ -110,7 +110,7 @@ def test_a_signal_stops_it_in_order_and_gives_back_what_runs(shop: Any, number: 
         # the handler says nothing, so look at the database
         _until_running(shop)
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
 
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["released"] == 1
@@ -135,7 +135,7 @@ def test_the_scheduler_makes_what_is_due(shop: Any) -> None:
 
 def _start(cli: Any, *arguments: str) -> Any:
     return subprocess.Popen(
-        cli.command("--json", *arguments),
+        cli.patient("--json", *arguments),
         cwd=cli.directory,
         env=cli.environment,
         stdin=subprocess.DEVNULL,
@@ -152,7 +152,7 @@ def _until_running(cli: Any) -> None:
     path = os.path.join(cli.directory, ".atlas", "storage.sqlite3")
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
             if connection.execute("SELECT count(*) FROM atlas_jobs WHERE status = 'running'").fetchone()[0]:
                 return
         time.sleep(0.02)

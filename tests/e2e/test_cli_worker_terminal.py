@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import select
@@ -52,7 +53,7 @@ class Screen:
         self._side, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self.process = subprocess.Popen(
-            cli.command("worker", "--import", "shop", "--grace", "0.1", *arguments),
+            cli.patient("worker", "--import", "shop", "--grace", "0.1", *arguments),
             cwd=cli.directory,
             env={**cli.environment, "TERM": "xterm-256color"},
             stdin=theirs,
@@ -62,6 +63,8 @@ class Screen:
         )
         os.close(theirs)
         self.text = ""
+        # a character may come in two parts
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def until(self, *parts: str) -> None:
         """Read until all of these were drawn."""
@@ -91,7 +94,7 @@ class Screen:
             data = os.read(self._side, 65_536)
         except OSError:  # Linux says EIO when nobody has the other side open any more
             return False
-        self.text += data.decode(errors="replace")
+        self.text += self._decoder.decode(data)
         return bool(data)
 
 

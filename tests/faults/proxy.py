@@ -151,6 +151,11 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        if self._listener is None:  # it was accepted, and is refused meanwhile
+            self.hits["down"] += 1
+            writer.transport.abort()
+            upstream.transport.abort()
+            return
         link = _Link(writer, upstream)
         self._links.add(link)
         if self._reset:

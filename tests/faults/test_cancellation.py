@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import time
 from collections import Counter
 from typing import Any, Dict, List, Optional
 
@@ -96,7 +97,7 @@ async def test_every_phase_of_a_postgresql_call(databases: Any, postgres: Any, l
                     swallowed[phase] += 1
                 acknowledged |= {n for n, t in tasks.items() if not t.cancelled() and t.exception() is None}
         # connections in doubt are closed in the background, a second at most
-        await wait_until(lambda: pool.statistics()["in_use"] == 0, 15, "connections left out")
+        await wait_until(lambda: pool.statistics()["in_use"] == 0, 60, "connections left out")
         assert pool.statistics()["waiting"] == 0, pool.statistics()
         rows = await pool.executor.run(probe_ids)
         counts = Counter(name for name, _ in rows)
@@ -105,10 +106,10 @@ async def test_every_phase_of_a_postgresql_call(databases: Any, postgres: Any, l
             lambda: (
                 not [w for w in postgres.connections(name).values() if w.startswith("idle in transaction")]
             ),
-            2,
+            60,
         )
         # every slot of the pool can still be used, all at once
-        await asyncio.wait_for(asyncio.gather(*(pool.executor.run(slow_read) for _ in range(8))), 10)
+        await asyncio.wait_for(asyncio.gather(*(pool.executor.run(slow_read) for _ in range(8))), 60)
     finally:
         await pool.shutdown()
     print("hits:", dict(hits))
@@ -136,7 +137,10 @@ async def test_random_moments(pool: Any) -> None:
     choose = random.Random(13)
     outcomes: Counter[str] = Counter()
     acknowledged = set()
-    for round_number in range(40):
+    round_number = -1
+    # 40 rounds bring more than that of each, unless the machine has its own mind
+    while round_number < 40 or (min(outcomes["cancelled"], outcomes["done"]) < HITS and round_number < 1000):
+        round_number += 1
         names = [f"{round_number}-{n}" for n in range(10)]
         tasks = {name: asyncio.create_task(pool.executor.run(add_pair, name)) for name in names}
         reads = [asyncio.create_task(pool.executor.run(slow_read)) for _ in range(3)]
@@ -167,7 +171,8 @@ async def test_sqlite_calls_that_wait_and_calls_under_way(databases: Any, leaks:
     try:
         await pool.executor.run(create_probe)
         dropped, number = [], 0
-        while (hits["queued"] < HITS or hits["started"] < HITS) and number < 5000:
+        end = time.monotonic() + 60
+        while (hits["queued"] < HITS or hits["started"] < HITS) and time.monotonic() < end:
             number += 1
             task = asyncio.create_task(pool.executor.run(add_pair, f"n{number}"))
             await asyncio.sleep(0)
@@ -216,12 +221,12 @@ async def test_a_cancelled_call_on_a_frozen_server_ends(own_server: Any, leaks: 
                 landed.update(str(_postgresql_phase(task)) for task in tasks.values())
                 for task in tasks.values():
                     task.cancel()
-                done, pending = await asyncio.wait(list(tasks.values()), timeout=5.0)
+                done, pending = await asyncio.wait(list(tasks.values()), timeout=15.0)
                 assert not pending, "a cancelled call waits for the frozen server"
                 assert all(task.cancelled() for task in done)
             finally:
                 own_server.cluster.thaw()
-            await wait_until(lambda: pool.statistics()["in_use"] == 0, 15, "connections left out")
+            await wait_until(lambda: pool.statistics()["in_use"] == 0, 60, "connections left out")
     finally:
         await pool.shutdown()
     assert {"begin", "connect", "checkout"} <= set(landed), landed

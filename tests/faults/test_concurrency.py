@@ -82,7 +82,7 @@ CHILD = """
 import asyncio, sys
 from modules.storage.manager import StorageManager
 async def main(url, run, count):
-    async with StorageManager({"sql": {"url": url, "sqlite_busy_timeout_s": 20.0}}) as manager:
+    async with StorageManager({"sql": {"url": url, "sqlite_busy_timeout_s": 200.0}}) as manager:
         for n in range(count):
             async with manager.unit_of_work() as uow:
                 await uow.kv.increment("ns", "total")
@@ -91,6 +91,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
 
 
+@pytest.mark.timeout(400)
 def test_eight_processes(databases: Any, child_environment: Dict[str, str]) -> None:
     """8 x 500 write transactions on one file, opened and migrated by all at the same time: none is refused."""
     url = databases.url("sqlite")
@@ -104,7 +105,7 @@ def test_eight_processes(databases: Any, child_environment: Dict[str, str]) -> N
         )
         for n in range(8)
     ]
-    errors = [child.communicate(timeout=100)[1] for child in children]
+    errors = [child.communicate(timeout=300)[1] for child in children]
     assert [child.returncode for child in children] == [0] * 8, next(e for e in errors if e)[-1500:]
     path = url.partition(":///")[2]
     with closing(sqlite3.connect(path)) as connection:
@@ -138,7 +139,7 @@ async def test_use_after_a_fork_is_refused(storage: Any) -> None:
     child.start()
     theirs.close()
     try:
-        answer = await asyncio.to_thread(lambda: ours.recv() if ours.poll(10) else "no answer")
+        answer = await asyncio.to_thread(lambda: ours.recv() if ours.poll(60) else "no answer")
     finally:
         child.kill()
         child.join()

@@ -17,8 +17,9 @@ from tests.support.timing import assert_in_time
 
 
 def _manager(url: str, **sql: Any) -> StorageManager:
+    """Return a manager without work of its own, which would have connections when the test counts them."""
     pool = {"size": 1, "max_overflow": 1, "timeout": 0.3}
-    return StorageManager({"sql": {"url": url, "pool": pool, "auto_migrate": False, **sql}})
+    return StorageManager({"sql": {"url": url, "pool": pool, "auto_migrate": False, **sql}}, background=False)
 
 
 @pytest.mark.postgresql
@@ -36,7 +37,7 @@ async def test_one_holder_too_many(databases: Any, leaks: Any) -> None:
         for _ in holders:
             await holding.acquire()
         started = time.monotonic()
-        with pytest.raises(PoolTimeoutError, match=r"0\.3 s: all 2 are in use") as caught:
+        with pytest.raises(PoolTimeoutError, match=r"within \d+\.\d s: all 2 are in use") as caught:
             await manager.kv.set("ns", "other", 1)
         assert time.monotonic() - started >= 0.25
         assert_in_time(started, 0.8)
@@ -54,7 +55,9 @@ async def test_one_holder_too_many(databases: Any, leaks: Any) -> None:
 async def test_waiters_are_bounded(databases: Any, leaks: Any) -> None:
     from modules.storage.pool import SQLPool
 
-    manager = _manager(databases.url("postgresql"), max_waiters=5)
+    # so that nobody who waits is sent away for the time that it takes
+    patient = {"size": 1, "max_overflow": 1, "timeout": 60}
+    manager = _manager(databases.url("postgresql"), max_waiters=5, pool=patient)
     pool = SQLPool(manager.get_settings().sql)
     await pool.initialize()
     try:

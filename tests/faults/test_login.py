@@ -86,11 +86,14 @@ async def test_a_role_that_may_not_log_in(
 async def test_a_password_that_is_changed_while_the_manager_runs(
     own_server: OwnServer, login: Dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with StorageManager({"sql": login}) as manager:
+    # without upkeep, which would have the open connection in its hands when the call comes
+    async with StorageManager({"sql": login}, background=False) as manager:
         await manager.kv.set("ns", "k", 1)
         _set_password(own_server, WRONG)
         assert await manager.kv.get("ns", "k") == 1  # open connections stay
-        own_server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'checked'")
+        # each is given its time to end: the signal alone is not the end
+        ended = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'checked'"
+        assert all(row[0] for row in own_server.sql(ended))
         with pytest.raises(PermissionDeniedError) as caught:
             await manager.kv.get("ns", "k")
         assert "canary" not in _shown(caught.value) + caplog.text

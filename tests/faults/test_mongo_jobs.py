@@ -33,7 +33,7 @@ PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 @pytest.fixture
 async def jobs(mongo_settings: Any, leaks: Any) -> AsyncIterator[Jobs]:
-    async with StorageManager(mongo_settings) as made:
+    async with StorageManager(mongo_settings, background=False) as made:
         yield jobs_of(made)
 
 

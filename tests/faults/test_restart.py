@@ -93,7 +93,7 @@ async def test_a_restart_under_load(own_server: Any, leaks: Any, how: str) -> No
                     own_server.cluster.stop if how == "restart" else own_server.cluster.kill
                 )
                 own_server.cluster.spawn()
-                await wait_until(own_server.cluster.is_ready, 30)
+                await wait_until(own_server.cluster.is_ready, 60)
             back.append(time.monotonic())
             await load.more(60)
             broken += sum(bool(error) for started, _, error, _ in load.calls[before:] if started < back[-1])

@@ -300,7 +300,7 @@ async def test_a_server_that_is_down_or_frozen_and_comes_back(tmp_path: Path) ->
             await provider.search("docs", [1.0] * 8)
         assert await provider.health_check() is False
         await asyncio.get_running_loop().run_in_executor(None, server.start)
-        assert await provider.health_check() is True
+        assert await provider.health_check(timeout=60) is True
         # what was acknowledged is there; the rest may be repeated
         assert await provider.upsert("docs", _documents(6)) == 6
         assert await provider.count("docs") == 6

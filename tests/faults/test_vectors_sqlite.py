@@ -38,12 +38,11 @@ async def main(url, worker, batch):
     await pool.initialize()
     provider = SQLiteVectorProvider(pool.executor)
     await provider.initialize()
-    turn = 0
-    while True:
+    for turn in range(100):  # a search of the test finds that many at most
         made = [VectorDocument(f"{worker}-{turn:05d}-{n:02d}", [turn + 1, n, 1], metadata={"turn": turn}) for n in range(batch)]
         await provider.upsert("docs", made)
         print(turn, flush=True)
-        turn += 1
+    await asyncio.Event().wait()
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """

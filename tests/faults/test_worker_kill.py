@@ -21,7 +21,7 @@ from modules.job_store.records import NewJob, RetryPolicy
 from modules.storage.manager import StorageManager
 from tests.conftest import skip_or_fail
 from tests.support.crew import CrewOfProcesses, WorkerProcess
-from tests.support.timing import sluggishness
+from tests.support.timing import assert_in_time
 
 FULL = os.environ.get("ATLAS_TEST_FULL") == "1"
 JOBS = 10_000 if FULL else 400
@@ -146,18 +146,17 @@ def test_a_stalled_job_is_picked_up_by_itself(crew: CrewOfProcesses, url: str) -
     """P21 with a short lease: the worker is killed in the middle; another one, which was idle all the time, takes over."""
     victim = crew.start(name="victim", lease=LEASE_S, kind="stubborn")
     (job,) = enqueue(url, 1)
-    crew.until(lambda: crew.lines("begin"), 30, "the job begins")
+    crew.until(lambda: crew.lines("begin"), 60, "the job begins")
     crew.start(name="heir", lease=LEASE_S)
     victim.end(signal.SIGKILL)
     killed = time.monotonic()
     crew.until(lambda: crew.lines("end"), 60, "another worker runs it")
-    took = time.monotonic() - killed
+    # the lease and one poll
+    assert_in_time(killed, LEASE_S + 5.0, "taking over")
 
     first = crew.lines("end")[0]
     assert (first[0], first[2]) == (job, "heir")
     assert int(first[1]) >= 2
-    # the lease and one poll
-    assert took <= LEASE_S + 5.0 + sluggishness()
 
 
 def _faketime() -> str:
@@ -181,18 +180,19 @@ def test_a_wrong_clock_steals_nothing(crew: CrewOfProcesses, url: str, hours: in
     if url.startswith("sqlite"):
         pytest.skip("SQLite has no clock but the process's: see the note in docs/orchestration.md")
     library = _faketime()
-    # three longer than their lease, kept by heartbeats: whoever sees them as expired steals them
+    # three that are held, by leases that no pause of the machine outlasts: whoever sees them as expired steals them
     enqueue(url, 3)
-    honest = crew.start(name="honest", lease=LEASE_S, kind="stubborn", grace=0.5, concurrency=3)
-    crew.until(lambda: len(crew.lines("begin")) == 3, 30, "three begin")
+    held_s = {"lease": HOURS_S / 120, "heartbeat": LEASE_S / 4}
+    honest = crew.start(name="honest", kind="stubborn", grace=0.5, concurrency=3, **held_s)
+    crew.until(lambda: len(crew.lines("begin")) == 3, 60, "three begin")
     wrong = crew.start(
         {"LD_PRELOAD": library, "FAKETIME": f"{hours:+d}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "Pacific/Kiritimati"},
-        name="wrong", lease=LEASE_S,
+        name="wrong", **held_s,
     )  # fmt: skip
     more = enqueue(url, 50)
     crew.until(lambda: len(crew.runs()) >= 50, 60, "the worker with the wrong clock works")
     held = time.monotonic() + 2 * LEASE_S
-    crew.until(lambda: time.monotonic() >= held, 60, "two leases pass")
+    crew.until(lambda: time.monotonic() >= held, 60, "heartbeats and rescues pass")
 
     assert set(crew.runs()) == set(more)
     assert {words[2] for words in crew.lines("end")} <= {"wrong", "honest"}

@@ -15,11 +15,13 @@ from modules.job_store.records import NewJob
 from modules.job_store.schedules import Recurrence
 from modules.storage.manager import StorageManager
 from tests.support.crew import CrewOfProcesses
-from tests.support.timing import sluggishness
+from tests.support.timing import assert_in_time
 
 GRACE_S = 1.0
 #: What is promised beyond the grace, in seconds.
 OVERTIME_S = 2.0
+#: What a worker may take to give its jobs back; longer than promised, which is looked at by itself.
+STORE_S = 30.0
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
@@ -48,14 +50,14 @@ def told(out: str) -> List[Any]:
 
 def test_under_load_it_ends_in_order_and_nothing_is_lost(crew: CrewOfProcesses, url: str) -> None:
     jobs = enqueue(url, 400)
-    worker = crew.start(grace=5, kind="slow", concurrency=4)
-    crew.until(lambda: len(crew.runs()) >= 4, 30, "jobs run")
+    worker = crew.start(grace=30, kind="slow", concurrency=4, cancel=STORE_S, store=STORE_S)
+    crew.until(lambda: len(crew.runs()) >= 4, 60, "jobs run")
     started = time.monotonic()
     code, out, err = worker.end()
-    took = time.monotonic() - started
+    # the handlers take 0.3 s each, so nothing here takes the grace
+    assert_in_time(started, 5 + OVERTIME_S, "an orderly end")
 
     assert code == 0, err
-    assert took <= 5 + OVERTIME_S + sluggishness()
     counted, left = told(out)
     assert left == {"threads": [], "tasks": []}
     assert "Task was destroyed" not in err
@@ -74,14 +76,13 @@ def test_a_handler_that_ignores_being_stopped_does_not_hold_it(
     crew: CrewOfProcesses, url: str, handler: str
 ) -> None:
     enqueue(url, 3, handler)
-    worker = crew.start(grace=GRACE_S, kind="stubborn")
-    crew.until(lambda: len(crew.runs("begin")) == 3, 30, "three begin")
+    worker = crew.start(grace=GRACE_S, kind="stubborn", store=STORE_S)
+    crew.until(lambda: len(crew.runs("begin")) == 3, 60, "three begin")
     started = time.monotonic()
     code, out, err = worker.end()
-    took = time.monotonic() - started
+    assert_in_time(started, GRACE_S + OVERTIME_S, "an end without the handlers")
 
     assert code == 1, err
-    assert took <= GRACE_S + OVERTIME_S + sluggishness()
     assert told(out)[0]["left_behind"] == 3
     # given back at once: nobody has to wait for the lease
     assert crew.statuses() == {"scheduled": 3}
@@ -90,30 +91,28 @@ def test_a_handler_that_ignores_being_stopped_does_not_hold_it(
 def test_a_handler_that_blocks_the_loop_does_not_hold_it(crew: CrewOfProcesses, url: str) -> None:
     enqueue(url, 1)
     worker = crew.start(grace=GRACE_S, kind="blocking", lease=2)
-    crew.until(lambda: len(crew.runs("begin")) == 1, 30, "it begins")
+    crew.until(lambda: len(crew.runs("begin")) == 1, 60, "it begins")
     started = time.monotonic()
     code, _, err = worker.end()
-    took = time.monotonic() - started
+    assert_in_time(started, GRACE_S + OVERTIME_S, "an end without the loop")
 
     assert code == 1, err
-    assert took <= GRACE_S + OVERTIME_S + sluggishness()
     # it could not be given back; its lease runs out, and the next worker has it
     crew.start(kind="quick", lease=2)
-    crew.until(lambda: crew.statuses() == {"succeeded": 1}, 30, "the next worker runs it")
+    crew.until(lambda: crew.statuses() == {"succeeded": 1}, 60, "the next worker runs it")
 
 
 def test_a_second_signal_ends_at_once(crew: CrewOfProcesses, url: str) -> None:
     enqueue(url, 1)
     worker = crew.start(grace=600, kind="stubborn")
-    crew.until(lambda: len(crew.runs("begin")) == 1, 30, "it begins")
+    crew.until(lambda: len(crew.runs("begin")) == 1, 60, "it begins")
     worker.send(signal.SIGTERM)
-    crew.until(lambda: crew.lines("signal"), 30, "the first signal is taken")
+    crew.until(lambda: crew.lines("signal"), 60, "the first signal is taken")
     started = time.monotonic()
     code, _, _ = worker.end()
-    took = time.monotonic() - started
+    assert_in_time(started, OVERTIME_S, "an end at once")
 
     assert code == 128 + signal.SIGTERM
-    assert took <= OVERTIME_S + sluggishness()
     assert crew.statuses() == {"running": 1}  # until its lease runs out
 
 
@@ -124,11 +123,10 @@ def test_a_scheduler_ends_in_order(crew: CrewOfProcesses, url: str) -> None:
 
     asyncio.run(schedule())
     scheduler = crew.start(kind="scheduler")
-    crew.until(lambda: sum(crew.statuses().values()) >= 1, 30, "a job is made")
+    crew.until(lambda: sum(crew.statuses().values()) >= 1, 60, "a job is made")
     started = time.monotonic()
     code, out, err = scheduler.end()
-    took = time.monotonic() - started
+    assert_in_time(started, OVERTIME_S, "the end of a scheduler")
 
     assert code == 0, err
-    assert took <= OVERTIME_S + sluggishness()
     assert told(out) == [{"threads": [], "tasks": []}]

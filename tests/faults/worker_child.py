@@ -1,7 +1,8 @@
 """A worker process for the fault tests: `python -m tests.faults.worker_child URL EFFECTS [NAME=VALUE ...]`.
 
 Its handler "effect" appends "job fence worker" to the file EFFECTS in one write, at its begin and at its end: what a handler
-does to the world, for the test to count. Options: lease, grace, concurrency, name, kind (quick, slow, stubborn, blocking).
+does to the world, for the test to count. Options: lease, heartbeat, grace, concurrency, name, kind (quick, slow, stubborn,
+blocking); cancel and store: how long it may wait for handlers and the database when it stops, beyond what is promised.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ import threading
 import time
 from typing import Any, Dict
 
-from modules.orchestration import HandlerRegistry, JobContext, Scheduler, Worker
+from modules.orchestration import HandlerRegistry, JobContext, Scheduler, Worker, crew, signals
 from modules.orchestration.signals import StopSignals
 from modules.storage.manager import StorageManager
 
 
 def _options() -> Dict[str, str]:
     return dict(word.split("=", 1) for word in sys.argv[3:])
+
+
+def _be_patient(cancel_s: float, store_s: float) -> None:
+    """Take longer than promised on a machine that stands still, rather than leave something undone; 0: no longer."""
+    crew._CANCEL_S = max(crew._CANCEL_S, cancel_s)
+    crew._STORE_S = max(crew._STORE_S, store_s)
+    signals._OVERTIME_S += cancel_s + store_s
 
 
 def _block() -> None:
@@ -74,6 +82,7 @@ async def main() -> int:
     options = _options()
     effects = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     name = options.get("name", f"w{os.getpid()}")
+    _be_patient(float(options.get("cancel", "0")), float(options.get("store", "0")))
     grace = float(options.get("grace", "5"))
     async with StorageManager(_settings(url)) as storage:
         if options.get("kind") == "scheduler":
@@ -83,13 +92,16 @@ async def main() -> int:
                 await scheduler.run()
             left = 0
         else:
+            times: Dict[str, Any] = {
+                f"{word}_s": float(options[word]) for word in ("lease", "heartbeat") if word in options
+            }
             worker = Worker(
                 storage,
                 handlers_of(options.get("kind", "quick"), effects, name),
                 concurrency=int(options.get("concurrency", "8")),
                 grace_s=grace,
                 name=name,
-                **({"lease_s": float(options["lease"])} if "lease" in options else {}),
+                **times,
             )
 
             def stop() -> None:

@@ -1,6 +1,6 @@
 """Makes many short-lived children that write through the manager, each to be killed at another system call.
 
-    strace -f -e trace=CALL -e inject=CALL:signal=SIGKILL:when=N python -m tests.faults.zygote URL CALL ACKS
+    strace -f -e trace=CALL -e inject=CALL:signal=SIGKILL:when=N python -m tests.faults.zygote URL CALL ACKS [ROUNDS]
 
 Importing costs most of a second, so it is done once here and each child is a fork. strace counts the calls of every thread
 from its start and kills at the N-th. A child that is told to burn K calls first, in the thread that will write, is
@@ -45,7 +45,7 @@ async def _burn_in_writer(tx: Transaction, file: int, call: str, count: int) -> 
             os.fdatasync(file)
 
 
-async def _write(url: str, call: str, run: str, burn: int, acks: int) -> None:
+async def _write(url: str, call: str, run: str, burn: int, acks: int, rounds: int) -> None:
     async with StorageManager({"sql": {"url": url, "auto_migrate": False}}) as manager:
         await _burn(manager, call, burn)
 
@@ -64,7 +64,7 @@ async def _write(url: str, call: str, run: str, burn: int, acks: int) -> None:
                 await uow.tasks.create_task("t", task_id=f"u-{run}-{n}")
             os.write(acks, f"u {run}-{n}\n".encode())
 
-        for n in range(1, _ROUNDS):
+        for n in range(1, rounds):
             await asyncio.gather(append(n), put(n), append(-n), unit(n))
 
 
@@ -78,6 +78,7 @@ async def _prepare(url: str) -> None:
 
 def main() -> None:
     url, call, path = sys.argv[1:4]
+    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else _ROUNDS
     acks = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     asyncio.run(_prepare(url))
     print("ready", flush=True)
@@ -86,7 +87,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                asyncio.run(_write(url, call, run, int(burn), acks))
+                asyncio.run(_write(url, call, run, int(burn), acks, rounds))
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)

@@ -206,16 +206,22 @@ def test_errors_show_no_secret(live: Any) -> None:
         assert token not in answer.text + str(answer.headers)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with small limits."""
+def _database(directory: Path) -> Path:
     import shutil
 
     from tests.support.sqlite import migrated_template
 
-    path = tmp_path_factory.mktemp("small") / "storage.sqlite3"
+    path = directory / "storage.sqlite3"
     shutil.copyfile(migrated_template(), path)
-    with LiveServer(path, max_body_bytes=2000, max_streams=2, request_timeout_seconds=0.5) as server:
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with small limits."""
+    with LiveServer(
+        _database(tmp_path_factory.mktemp("small")), max_body_bytes=2000, max_streams=2
+    ) as server:
         yield server
 
 
@@ -236,15 +242,15 @@ def test_a_body_that_is_too_large_is_refused(small: Any) -> None:
     assert client.put("/v1/kv/a/b", json={"value": "x" * 500}).status_code == 200
 
 
-def test_a_request_that_never_ends_is_ended(small: Any) -> None:
-    port = int(small.url.rpartition(":")[2])
-    head = f"PUT /v1/kv/a/b HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {small.token('write')}\r\n"
-    with socket.create_connection(("127.0.0.1", port), 10) as slow:
-        slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
-        slow.settimeout(20)
-        said = slow.recv(65536).decode()
-        while "}" not in said:
-            said += slow.recv(65536).decode()
+def test_a_request_that_never_ends_is_ended(tmp_path: Path) -> None:
+    with LiveServer(_database(tmp_path), request_timeout_seconds=0.5) as server:
+        port, token = int(server.url.rpartition(":")[2]), server.token("write")
+        head = f"PUT /v1/kv/a/b HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+        with socket.create_connection(("127.0.0.1", port), 60) as slow:
+            slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+            said = slow.recv(65536).decode()
+            while "}" not in said:
+                said += slow.recv(65536).decode()
 
     assert said.startswith("HTTP/1.1 504")
     assert '"code":"deadline_exceeded"' in said
@@ -265,7 +271,7 @@ def test_streams_are_counted_and_their_end_noticed(small: Any) -> None:
         while feed.open_streams:  # noqa: ASYNC110 - polled, with the deadline below
             await asyncio.sleep(0.01)
 
-    small.call(asyncio.wait_for(none_left(), 20))
+    small.call(asyncio.wait_for(none_left(), 50))
 
 
 def test_a_stream_tells_of_new_messages_and_goes_on_where_it_was(live: Any) -> None:
@@ -288,11 +294,11 @@ def test_a_stream_tells_of_new_messages_and_goes_on_where_it_was(live: Any) -> N
 
     thread = threading.Thread(target=follow)
     thread.start()
-    assert opened.wait(20)
+    assert opened.wait(60)
     writer.post(path, json={"role": "user", "content": "by the API"})
     live.call(live.storage.conversations.add_message("stream", "user", "by a program", tenant_id="acme"))
-    assert done.wait(20)
-    thread.join(20)
+    assert done.wait(60)
+    thread.join(60)
 
     assert seen == ["by the API", "by a program"]
     with reader.stream("GET", path + "/stream", headers={"Last-Event-ID": "1"}) as answer:
@@ -334,13 +340,7 @@ def test_metrics_count_by_route_and_not_by_path(live: Any) -> None:
 
 
 def test_the_api_ends_streams_when_the_server_ends(tmp_path: Path) -> None:
-    import shutil
-
-    from tests.support.sqlite import migrated_template
-
-    path = tmp_path / "storage.sqlite3"
-    shutil.copyfile(migrated_template(), path)
-    with LiveServer(path) as server:
+    with LiveServer(_database(tmp_path)) as server:
         server.call(server.storage.conversations.ensure_conversation("s", tenant_id="acme"))
         client = httpx.Client(base_url=server.url, timeout=60, trust_env=False)
         headers = {"Authorization": f"Bearer {server.token('read')}"}

@@ -94,8 +94,11 @@ async def test_a_stream_ends_when_its_token_does(api: Any) -> None:
         await asyncio.wait_for(stream.__anext__(), PATIENCE_S)
 
 
-async def test_open_conversations_share_what_is_known_of_forks(api: Any) -> None:
+async def test_open_conversations_share_what_is_known_of_forks(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The pages of a tenant look for forks once in some seconds, whoever forks here sees it at once."""
+    monkeypatch.setattr("modules.Server.dashboard.pages.thread._FORKS_KEPT_S", 3600.0)
     conversations, services = api.storage.conversations, api.services
     made = await api.storage.access.create_token("p", scopes=["write"], tenant_id="acme")
     cookie = services.sessions.open(made.text)

@@ -61,7 +61,7 @@ class Browser:
 
     def _visit(self, base: str, use: Callable[[Any], Any], session: str, width: int) -> List[str]:
         context = self._browser.new_context(base_url=base, viewport={"width": width, "height": 900})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         if session:
             context.add_cookies(
                 [{"name": COOKIE, "value": session, "url": base, "httpOnly": True, "sameSite": "Strict"}]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import List, Optional
 
+from tests.support.cluster import free_port
 from tests.support.freezing import freeze
 
 __all__ = ["ChromaServer"]
@@ -27,7 +27,7 @@ class ChromaServer:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._process: Optional[subprocess.Popen[bytes]] = None
-        self.port = _free_port()
+        self.port = free_port()
 
     def start(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -97,9 +97,3 @@ class ChromaServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

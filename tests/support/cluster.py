@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from tests.support.freezing import freeze
+from tests.support.freezing import freeze, has_ended
 from tests.support.postgres import server_directory
 
 __all__ = ["Cluster", "free_port", "postgres_binaries", "temporary_cluster"]
@@ -40,6 +41,9 @@ CONFIGURATION = {
 }
 
 
+_LOWEST_PORT = 10_000
+
+
 def postgres_binaries() -> Path:
     """Return the directory of the newest `initdb` and `postgres`; `ImportError` without the package.
 
@@ -55,9 +59,25 @@ def postgres_binaries() -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that nobody listens at.
+
+    It lies below those that the system hands out by itself, so that no connection and no listener of another test has it
+    before it is used, or while its server is away.
+    """
+    chance = random.SystemRandom()  # pytest-randomly gives every worker the same seed
+    for _ in range(1000):
+        port = chance.randrange(_LOWEST_PORT, max(_LOWEST_PORT + 1, _handed_out_from()))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port on 127.0.0.1")
+
+
+def _handed_out_from() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32_768
 
 
 def _credentials() -> Dict[str, Any]:
@@ -173,8 +193,18 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL to the postmaster and every backend: the machine's power plug, as far as the server can tell."""
-        self.signal_all(signal.SIGKILL)
-        self._end(signal.SIGKILL, 20)
+        assert self.process is not None
+        # one that stands starts no others; one that is dead has no children any more, and a new one waits for them
+        freeze([self.process.pid])
+        pids = [*self.children(), self.process.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._end(signal.SIGKILL, 60)
+        end = time.monotonic() + 60
+        while not all(map(has_ended, pids)):
+            assert time.monotonic() < end, f"processes of the server live after SIGKILL: {pids}"
+            time.sleep(0.001)
 
     def restart(self) -> None:
         self.stop()

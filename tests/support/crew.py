@@ -39,7 +39,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
 
-    def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> Tuple[int, str, str]:
+    def end(self, number: int = signal.SIGTERM, seconds: float = 90.0) -> Tuple[int, str, str]:
         """Send a signal, wait for the end, and return exit code, stdout and stderr."""
         if number != signal.SIGKILL:
             self.wait_ready()

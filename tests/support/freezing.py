@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Iterable, List
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "has_ended"]
 
 _STOPPED_OR_GONE = frozenset("TtZX")
 
@@ -32,6 +32,11 @@ def freeze(pids: Iterable[int], seconds: float = 30.0) -> None:
         while not _stopped(pid):
             assert time.monotonic() < end, f"process {pid} does not stop"
             time.sleep(0.001)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for nothing but that its parent takes notice."""
+    return all(state in "ZX" for state in _states(pid))
 
 
 def _stopped(pid: int) -> bool:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Collection, Dict, Iterator, Optional, Tuple
 from urllib.parse import urlsplit, urlunsplit
 
 __all__ = [
@@ -178,6 +178,20 @@ class Server:
             database,
         )
         return dict(rows)
+
+    def until_alone(self, database: str, but: Collection[int] = (), seconds: float = 60.0) -> None:
+        """Return when nobody but the connections `but` has `database` open: what a killed client sent is done then.
+
+        Raises:
+            AssertionError: somebody still has after `seconds`.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            others = {pid: what for pid, what in self.connections(database).items() if pid not in but}
+            if not others:
+                return
+            assert time.monotonic() < end, f"still connected to {database}: {others}"
+            time.sleep(0.01)
 
     def url_of(self, database: str, *, tcp: bool = False) -> str:
         return with_database(self.tcp_url if tcp else self.url, database)
