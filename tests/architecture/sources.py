@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,18 +52,44 @@ def everything() -> List[Source]:
     return product() + [s for top in ("tests", "benchmarks", "examples", "scripts") for s in _under(top)]
 
 
-def _under(top: str) -> Iterator[Source]:
-    for file in sorted((ROOT / top).rglob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        yield Source(file.relative_to(ROOT).as_posix(), ast.parse(text), len(text.splitlines()))
+@functools.cache
+def _under(top: str) -> Tuple[Source, ...]:
+    """Read and parse what is under a directory, once: every rule looks at the same trees, and changes none."""
+    return tuple(_parsed(file) for file in sorted((ROOT / top).rglob("*.py")))
 
 
-def walk(tree: ast.AST, scope: Tuple[str, ...] = ()) -> Iterator[Tuple[ast.AST, str]]:
-    """Yield every node with the dotted name of the class or function that it stands in."""
+def _parsed(file: Path) -> Source:
+    text = file.read_text(encoding="utf-8")
+    return Source(file.relative_to(ROOT).as_posix(), ast.parse(text), len(text.splitlines()))
+
+
+def walk(tree: ast.AST) -> List[Tuple[ast.AST, str]]:
+    """Return every node with the dotted name of the class or function that it stands in."""
+    known = _walked.get(tree)
+    if known is None:
+        known = _walked[tree] = list(_walk(tree, ""))
+    return known
+
+
+#: What was walked before: the trees of the files are looked at by one rule after the other.
+_walked: Dict[ast.AST, List[Tuple[ast.AST, str]]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees_are_let_go() -> Iterator[None]:
+    """Forget the trees with a module's last test: with a million nodes more, the collector would hold up later ones."""
+    yield
+    _under.cache_clear()
+    _walked.clear()
+
+
+def _walk(tree: ast.AST, scope: str) -> Iterator[Tuple[ast.AST, str]]:
     for child in ast.iter_child_nodes(tree):
-        yield child, ".".join(scope) or "<module>"
-        named = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        yield from walk(child, (*scope, child.name) if named else scope)  # type: ignore[attr-defined]
+        yield child, scope or "<module>"
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from _walk(child, f"{scope}.{child.name}" if scope else child.name)
+        else:
+            yield from _walk(child, scope)
 
 
 def dotted(node: ast.AST) -> str:

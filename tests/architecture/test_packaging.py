@@ -8,7 +8,10 @@ import re
 import modules
 from modules.storage.version import __version__
 
+from . import sources
 from .sources import ROOT, product
+
+trees_are_let_go = sources.trees_are_let_go
 
 
 def test_the_version_is_stated_once() -> None:

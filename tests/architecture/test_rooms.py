@@ -13,7 +13,10 @@ from typing import List
 
 import pytest
 
+from . import sources
 from .sources import ROOT, product
+
+trees_are_let_go = sources.trees_are_let_go
 
 pytest.importorskip("importlinter", reason="import-linter is not installed (it needs Python 3.10+)")
 

@@ -23,6 +23,7 @@ __all__ = [
     "create_things",
     "hold",
     "names",
+    "nothing",
     "slow",
     "wide_settings",
 ]
@@ -39,6 +40,7 @@ _ADD = Statement(
     )
 )
 _NAMES = Statement(text("SELECT name FROM things ORDER BY id").columns(name=String()))
+_NOTHING = Statement(text("SELECT 1 AS n").columns(n=Integer()))
 _COUNT = Statement(text("SELECT count(*) FROM things").columns(n=Integer()))
 _BROKEN = Statement(
     postgresql=text("SELECT 1 / (count(*) - count(*)) FROM things").columns(n=Integer()),
@@ -103,6 +105,12 @@ async def names(tx: Transaction) -> List[str]:
 
 
 @read
+async def nothing(tx: Transaction) -> None:
+    """A read that needs no table."""
+    await tx.one(_NOTHING)
+
+
+@read
 async def count(tx: Transaction) -> int:
     return int((await tx.one(_COUNT))[0])
 
@@ -123,7 +131,7 @@ async def slow(tx: Transaction, seconds: float) -> None:
 async def hold(tx: Transaction, started: threading.Event, gate: threading.Event) -> None:
     """SQLite only: keep the writer thread busy until `gate` is set, so that later calls gather behind it."""
     started.set()
-    gate.wait(10)
+    gate.wait(60)
 
 
 def wide_settings(url: str, **sql: Any) -> Any:

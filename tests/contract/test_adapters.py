@@ -192,7 +192,7 @@ async def test_many_threads_at_once(storage: Any) -> None:
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
-    await in_thread(lambda: [thread.join(20) for thread in threads])
+    await in_thread(lambda: [thread.join(60) for thread in threads])
     assert errors == []
     assert await storage.kv.get("n", "counter") == 80
 

@@ -12,7 +12,7 @@ from modules.storage.unit_of_work import RollbackError, UnitOfWork, UnitOfWorkEr
 
 @pytest.fixture
 def unit(pool: Any) -> Any:
-    return lambda timeout=5.0: UnitOfWork(pool.executor, lambda name, executor: executor, timeout_s=timeout)
+    return lambda timeout=60.0: UnitOfWork(pool.executor, lambda name, executor: executor, timeout_s=timeout)
 
 
 async def test_nothing_is_compensated_after_a_commit(unit: Any) -> None:

@@ -165,7 +165,7 @@ class TestLease:
                 try:
                     return await store.acquire_lease("c1", owner)
                 except ConversationLeaseHeldError:
-                    if (await store.add_message("c1", "user", "tick")).sequence > 200:
+                    if (await store.add_message("c1", "user", "tick")).sequence > 60:
                         return None
 
         got = await asyncio.gather(*[attempt(f"o{n}") for n in range(4)])

@@ -217,7 +217,7 @@ class TestBacklog:
         await store.add_message("c1", "user", "my cat", message_id="m")
         embedder.entered, embedder.gate = asyncio.Event(), asyncio.Event()
         work = asyncio.ensure_future(index.embed_pending(limit=1))
-        await asyncio.wait_for(embedder.entered.wait(), 10)
+        await asyncio.wait_for(embedder.entered.wait(), 60)
         await store.record_edit("c1", "m", content="my car")
         embedder.gate.set()
         await work

@@ -41,7 +41,7 @@ async def things(request: Any, databases: Any, leaks: Any) -> AsyncIterator[Any]
 async def writer_held(pool: Any) -> AsyncIterator[None]:
     started, gate = threading.Event(), threading.Event()
     busy = asyncio.create_task(pool.executor.run(scratch.hold, started, gate))
-    await asyncio.to_thread(started.wait, 5)
+    assert await asyncio.to_thread(started.wait, 60)
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ async def _gather(pool: Any, *calls: Any) -> List[Any]:
         tasks = [asyncio.create_task(pool.executor.run(*call)) for call in calls]
         await asyncio.sleep(0)
         assert pool.statistics()["writer_waiting"] == len(calls)
-    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
     assert pool.statistics()["writer_batches"] == before + 1, "they made one batch"
     return results
 
@@ -120,7 +120,7 @@ async def test_a_call_that_passes_its_deadline_harms_no_other(things: Any) -> No
             endless = asyncio.create_task(things.executor.run(scratch.slow, 1.0))
         last = asyncio.create_task(things.executor.run(scratch.add, 2, "two"))
         await asyncio.sleep(0)
-    done = await asyncio.wait_for(asyncio.gather(first, endless, last, return_exceptions=True), 5)
+    done = await asyncio.wait_for(asyncio.gather(first, endless, last, return_exceptions=True), 60)
     assert done[0] == 1
     assert isinstance(done[1], DeadlineExceededError)
     assert done[2] == 2
@@ -148,12 +148,12 @@ async def test_a_cancelled_call_that_never_started_is_dropped(things: Any) -> No
 async def test_a_cancelled_call_that_has_started_is_finished(things: Any) -> None:
     started, gate = threading.Event(), threading.Event()
     task = asyncio.create_task(things.executor.run(scratch.hold, started, gate))
-    await asyncio.to_thread(started.wait, 5)
+    assert await asyncio.to_thread(started.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.set()
-    await asyncio.wait_for(things.executor.run(scratch.add, 1, "one"), 3)
+    await asyncio.wait_for(things.executor.run(scratch.add, 1, "one"), 60)
 
 
 async def test_a_full_queue_refuses_at_once(databases: Any) -> None:
@@ -225,13 +225,13 @@ async def test_reads_of_one_kind_become_one_statement(databases: Any) -> None:
     @read
     async def occupy(tx: Transaction) -> None:
         started.set()
-        gate.wait(10)
+        gate.wait(60)
 
     async def run_together(*numbers: int) -> List[Any]:
         started.clear()
         gate.clear()
         busy = asyncio.create_task(pool.executor.run(occupy))
-        await asyncio.to_thread(started.wait, 5)
+        assert await asyncio.to_thread(started.wait, 60)
         tasks = [asyncio.create_task(pool.executor.run(tenfold, number)) for number in numbers]
         await asyncio.sleep(0)
         gate.set()

@@ -90,12 +90,12 @@ async def test_cancelling_does_not_wait_for_the_file(storage: Any, pipe: Pipe, o
         pipe.write(_conversation(1))
     await storage.kv.set("n", "k", 1)
     importing.cancel()
-    await asyncio.wait_for(asyncio.wait([importing]), 5)
+    await asyncio.wait_for(asyncio.wait([importing]), 60)
     assert importing.cancelled()
     if not opened:
         await pipe.open()
     pipe.close()
     for thread in threading.enumerate():
         if thread.name == "atlas-storage-blocking":
-            await asyncio.to_thread(thread.join, 10)
+            await asyncio.to_thread(thread.join, 60)
             assert not thread.is_alive()

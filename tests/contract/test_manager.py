@@ -187,7 +187,7 @@ async def test_configure_keeps_the_listeners(migrated_settings: Any) -> None:
     manager.health_monitor.add_listener(lambda before, now: heard.set())
     manager.configure(default_tenant_id="acme")
     async with manager:
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 60)
 
 
 async def test_a_failed_initialize_can_be_tried_again(tmp_path: Path, leaks: Any) -> None:
@@ -275,7 +275,7 @@ async def test_use_after_fork_is_refused_and_the_parent_goes_on(storage: Any) ->
                 try:
                     asyncio.events._set_running_loop(None)
                     loop = asyncio.new_event_loop()
-                    loop.run_until_complete(asyncio.wait_for(call(), 5))
+                    loop.run_until_complete(asyncio.wait_for(call(), 60))
                     report.append(f"{name}: nothing")
                 except BaseException as exc:
                     report.append(f"{name}: {type(exc).__name__}")

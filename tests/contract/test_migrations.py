@@ -182,14 +182,14 @@ async def test_twelve_threads_migrate_once(pool: SQLPool) -> None:
     engine = pool.engine
 
     def work() -> None:
-        start.wait(30)
+        start.wait(60)
         applied.append(runner.upgrade(engine))
 
     threads = [threading.Thread(target=work) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        await asyncio.get_running_loop().run_in_executor(None, thread.join, 30)
+        await asyncio.get_running_loop().run_in_executor(None, thread.join, 100)
 
     assert sorted(map(len, applied)) == [0] * 11 + [len(runner.history())]
 

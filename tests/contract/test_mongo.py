@@ -228,7 +228,7 @@ class TestUnitOfWork:
         contents = {"a.b": {"$c": -0.0}, "big": 2**63 - 1, "nul": "\x00"}
         async with manager.unit_of_work() as uow:
             await uow.documents.put("orders", "7", contents)
-        await uow.applied(20)
+        await uow.applied(60)
         assert await there.get("default", "orders", "7") == contents
         with pytest.raises(ZeroDivisionError):
             async with manager.unit_of_work() as uow:
@@ -237,7 +237,7 @@ class TestUnitOfWork:
         async with manager.unit_of_work() as uow:
             await uow.documents.delete("orders", "7")
             await uow.documents.put("orders", "9", {"x": 1})
-        await uow.applied(20)
+        await uow.applied(60)
         assert await there.get("default", "orders", "7") is None
         assert await there.get("default", "orders", "8") is None
         found = await there.scan("default", "orders", "documents", "", 10)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Iterator
 from urllib.parse import parse_qs, urlsplit
@@ -31,33 +32,43 @@ def bouncer(request: Any, pgbouncer: str, databases: Any, tmp_path: Path) -> Ite
     options = parse_qs(parts.query)
     host = options.get("host", [parts.hostname])[0]
     port = options.get("port", [str(parts.port)])[0]
-    listens = free_port()
     name = parts.path.lstrip("/")
     configuration = tmp_path / "pgbouncer.ini"
-    configuration.write_text(
-        f"[databases]\n{name} = host={host} port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {listens}\nauth_type = any\npool_mode = {request.param}\nunix_socket_dir =\n"
-        + ("user = nobody\n" if os.geteuid() == 0 else "")
-    )
     for directory in (tmp_path, *list(tmp_path.parents)[:2]):
         os.chmod(directory, 0o755)
-    process = subprocess.Popen([pgbouncer, "-q", str(configuration)], stderr=subprocess.DEVNULL)
+    for _ in range(5):
+        listens = free_port()
+        configuration.write_text(
+            f"[databases]\n{name} = host={host} port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {listens}\nauth_type = any\npool_mode = {request.param}\nunix_socket_dir =\n"
+            + ("user = nobody\n" if os.geteuid() == 0 else "")
+        )
+        process = subprocess.Popen([pgbouncer, "-q", str(configuration)], stderr=subprocess.DEVNULL)
+        if _listens(listens, process):
+            break
+    else:
+        raise AssertionError("PgBouncer ends at once")
     try:
-        _wait_for(listens, process)
         yield f"postgresql://postgres@127.0.0.1:{listens}/{name}", request.param
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
-def _wait_for(port: int, process: Any) -> None:
-    for _ in range(2000):
-        assert process.poll() is None, "PgBouncer ended"
+def _listens(port: int, process: Any) -> bool:
+    """Wait until it listens; False when it ended, as it does when somebody else has taken the port meanwhile."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            return False
         try:
             socket.create_connection(("127.0.0.1", port), 0.5).close()
         except OSError:
+            time.sleep(0.01)
             continue
-        return
+        return process.poll() is None
+    process.kill()
+    process.wait(60)
     raise AssertionError("PgBouncer does not listen")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ async def test_initialize_from_several_threads_at_once(settings: Any, backend: s
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join(20) for thread in threads])
+    await asyncio.to_thread(lambda: [thread.join(60) for thread in threads])
     assert len(opened) == 4
     assert len({id(executor) for executor in opened}) == 1
     assert await pool.health_check(), "a loop that came later"
@@ -175,11 +177,11 @@ async def test_foreign_keys_hold_on_every_connection(pool: Any) -> None:
 
 
 async def test_health_check_has_a_time_limit_and_never_raises(pool: Any, backend: str) -> None:
-    assert await pool.health_check(5.0) is True
+    assert await pool.health_check(60.0) is True
     if backend == "sqlite-memory":
         started, gate = threading.Event(), threading.Event()
         busy = asyncio.create_task(pool.executor.run(scratch.hold, started, gate))
-        await asyncio.to_thread(started.wait, 5)
+        assert await asyncio.to_thread(started.wait, 60)
         assert await pool.health_check(0.05) is False
         gate.set()
         await busy
@@ -188,19 +190,28 @@ async def test_health_check_has_a_time_limit_and_never_raises(pool: Any, backend
 async def test_an_outer_deadline_ends_a_statement(pool: Any) -> None:
     await scratch.create_things(pool)
     with pytest.raises(DeadlineExceededError), deadline(0.2):
-        await pool.executor.run(scratch.slow, 30.0)
-    await asyncio.wait_for(pool.executor.run(scratch.add, 1, "one"), 3)
+        await pool.executor.run(scratch.slow, 600.0)
+    await asyncio.wait_for(pool.executor.run(scratch.add, 1, "one"), 60)
 
 
 async def test_the_command_timeout_ends_a_statement(settings: Any) -> None:
-    limited = settings.merged_with({"sql": {"command_timeout_s": 0.3}})
+    limited = settings.merged_with({"sql": {"command_timeout_s": 1.0}})
     pool = SQLPool(limited.sql)
     await pool.initialize()
+
+    async def works_again() -> bool:
+        # its time is short, too: a busy machine may need several attempts
+        with contextlib.suppress(DeadlineExceededError):
+            await pool.executor.run(scratch.nothing)
+            return True
+        return False
+
     try:
-        await scratch.create_things(pool)
         with pytest.raises(DeadlineExceededError):
-            await asyncio.wait_for(pool.executor.run(scratch.slow, 30.0), 15)
-        await asyncio.wait_for(pool.executor.run(scratch.add, 1, "one"), 3)
+            await asyncio.wait_for(pool.executor.run(scratch.slow, 600.0), 60)
+        end = time.monotonic() + 60
+        while not await works_again():
+            assert time.monotonic() < end, "the statement goes on"
     finally:
         await pool.shutdown()
 
@@ -212,7 +223,7 @@ async def test_shutdown_finishes_what_is_under_way(settings: Any) -> None:
     calls = [asyncio.create_task(pool.executor.run(scratch.add, n, str(n))) for n in range(5)]
     await asyncio.sleep(0)
     await pool.shutdown()
-    done = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+    done = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
     assert all(isinstance(result, (int, StorageError)) for result in done), done
 
 
@@ -223,7 +234,7 @@ async def _fails(sql: Any, error: Any, *words: str) -> None:
     pool = SQLPool(sql)
     for _ in range(2):
         with pytest.raises(error) as caught:
-            await asyncio.wait_for(pool.initialize(), 15)
+            await asyncio.wait_for(pool.initialize(), 60)
         assert not pool.is_initialized
     assert "secret" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -287,7 +298,7 @@ async def test_pool_exhaustion_names_size_and_wait(postgres: Any, databases: Any
     pool = SQLPool(scratch.wide_settings(databases.url("postgresql"), **sql).sql)
     await pool.initialize()
     try:
-        holders = [asyncio.create_task(pool.executor.run(scratch.slow, 1.5)) for _ in range(2)]
+        holders = [asyncio.create_task(pool.executor.run(scratch.slow, 600.0)) for _ in range(2)]
         await wait_until(lambda: pool.statistics()["in_use"] == 2, 30)
         with pytest.raises(PoolTimeoutError) as caught:
             await pool.executor.run(scratch.names)
@@ -295,7 +306,9 @@ async def test_pool_exhaustion_names_size_and_wait(postgres: Any, databases: Any
         assert caught.value.waited_s > 0.15
         assert "2" in str(caught.value)
         assert caught.value.retryable
-        await asyncio.gather(*holders)
-        assert await pool.health_check()
+        for holder in holders:
+            holder.cancel()
+        await asyncio.wait(holders)
+        assert await pool.health_check(60.0)
     finally:
         await pool.shutdown()

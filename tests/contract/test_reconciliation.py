@@ -30,7 +30,7 @@ async def filled(storage: Any) -> Any:
             documents = [VectorDocument(f"d{n:02}", [1.0, n], f"text {n}", {"n": n}) for n in range(10)]
             await uow.vectors.upsert("docs", documents, namespace=space)
         await uow.vectors.delete("docs", ["d03"], namespace="one")
-    await uow.applied(20)
+    await uow.applied(60)
     return storage
 
 
@@ -67,14 +67,14 @@ async def test_each_kind_of_difference_is_found_and_repaired(filled: Any) -> Non
     assert (report.missing, report.stale, report.undead, report.extra, report.repaired) == (2, 1, 1, 1, 0)
 
     assert (await _run(filled, [], repair=True).run()).repaired == 4
-    await filled.outbox.drain(20)
+    await filled.outbox.drain(60)
     report = await _run(filled, []).run()
     assert (report.equal, report.differences, report.extra) == (20, 1, 1), (
         "what is not ours is not deleted unasked"
     )
 
     assert (await _run(filled, [], repair=True, prune=True).run()).repaired == 1
-    await filled.outbox.drain(20)
+    await filled.outbox.drain(60)
     assert (await _run(filled, []).run()).differences == 0
     assert await filled.vectors.get("docs", ["stranger"], namespace="two") == []
 
@@ -82,7 +82,7 @@ async def test_each_kind_of_difference_is_found_and_repaired(filled: Any) -> Non
 async def test_a_target_that_lost_everything_is_rebuilt(filled: Any) -> None:
     await filled.vectors.delete_collection("docs")
     assert (await _run(filled, [], repair=True).run()).missing == 19
-    await filled.outbox.drain(20)
+    await filled.outbox.drain(60)
     assert (await _run(filled, []).run()).equal == 20
     assert await filled.vectors.count("docs") == 19
 

@@ -48,7 +48,7 @@ async def test_one_instance_from_many_threads(file: Any) -> None:
     threads = [threading.Thread(target=lambda: asyncio.run(first_call())) for _ in range(8)]
     for thread in threads:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join(20) for thread in threads])
+    await asyncio.to_thread(lambda: [thread.join(60) for thread in threads])
     assert len(found) == 8
     assert len({id(manager) for manager in found}) == 1
     assert await found[0].kv.get("n", "calls") == 8
@@ -157,7 +157,7 @@ async def test_a_script_that_just_ends_ends(file: Any, child_environment: Dict[s
         env={key: value for key, value in child_environment.items() if key != "PYTHONWARNINGS"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
     )
     assert done.stdout == "1\n", done.stderr
     assert done.returncode == 0

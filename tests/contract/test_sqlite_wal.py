@@ -51,12 +51,12 @@ async def test_a_stuck_reader_is_told(tmp_path: Path, caplog: Any) -> None:
                 await write_a_lot()
                 assert wal.stat().st_size > LIMIT
                 assert reader.execute("SELECT count(*), max(data) FROM blobs").fetchall() == before
-            await wait_until(lambda: "storage.sqlite.wal_large" in caplog.messages, 10)
+            await wait_until(lambda: "storage.sqlite.wal_large" in caplog.messages, 60)
             assert caplog.messages.count("storage.sqlite.wal_large") == 1, "told once"
             await executor.call_bare(
                 lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
             )
             # the writer looks after it has answered
-            await wait_until(lambda: "storage.sqlite.wal_small" in caplog.messages, 10)
+            await wait_until(lambda: "storage.sqlite.wal_small" in caplog.messages, 60)
     finally:
         assert await executor.close()

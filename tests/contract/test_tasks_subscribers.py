@@ -111,7 +111,7 @@ async def test_it_waits_for_more(tasks: Any) -> None:
 
     listener = asyncio.ensure_future(listen())
     await tasks.create_task("t", task_id="t", actor_id="ann")
-    await asyncio.wait_for(arrived.wait(), 10)
+    await asyncio.wait_for(arrived.wait(), 60)
     listener.cancel()
     await asyncio.wait({listener})
     assert seen == list(await tasks.list_events("t"))

@@ -43,7 +43,7 @@ async def _old(storage: Any, statement: Statement = _AGE) -> None:
 @pytest.fixture
 async def storage_with_retention(migrated_settings: Any, leaks: Any) -> Any:
     settings = migrated_settings.merged_with({"retention": {"task_days": 7}})
-    async with StorageManager(settings) as storage:
+    async with StorageManager(settings, background=False) as storage:
         yield storage
 
 

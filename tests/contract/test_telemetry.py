@@ -12,7 +12,7 @@ from modules.store_common.errors import ConcurrencyError
 
 
 async def _with(settings: Any, mode: str) -> AsyncIterator[StorageManager]:
-    async with StorageManager(settings.merged_with({"telemetry": mode})) as made:
+    async with StorageManager(settings.merged_with({"telemetry": mode}), background=False) as made:
         await made.ensure_schemas()
         yield made
 

@@ -26,7 +26,7 @@ async def _round_trip(storage: StorageManager) -> None:
     assert (health.status, health.details["opened"]) == (HealthStatus.HEALTHY, True)
     async with storage.unit_of_work() as uow:
         await uow.vectors.upsert("docs", [VectorDocument("b", [0.0, 1.0, 0.0, 0.0])])
-    await uow.applied(30)
+    await uow.applied(60)
     assert [document.id for document in await storage.vectors.get("docs", ["b"])] == ["b"]
 
 

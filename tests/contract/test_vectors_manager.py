@@ -101,7 +101,7 @@ async def test_a_manager_is_closed_while_its_provider_opens(tmp_path: Path, leak
     slow.open_on_use()
     manager.vector_registry.register_instance("slow", slow)
     call = asyncio.ensure_future(manager.vectors.list_collections())
-    await asyncio.wait_for(going.wait(), 5)
+    await asyncio.wait_for(going.wait(), 60)
     slow.open_on_use(False)
     await manager.shutdown()
     go_on.set()
@@ -305,7 +305,13 @@ async def test_health_opens_a_remote_store_and_says_why_it_cannot(tmp_path: Path
     from tests.support.cluster import free_port
 
     vectors = {"backend": "chroma", "chroma_host": "127.0.0.1", "chroma_port": free_port()}
-    async with StorageManager({"sql": {"path": str(tmp_path / "x.db")}, "vectors": vectors}) as storage:
+    # loading Chroma's package takes seconds where the machine is busy
+    settings = {
+        "sql": {"path": str(tmp_path / "x.db")},
+        "vectors": vectors,
+        "health_check_timeout_seconds": 100,
+    }
+    async with StorageManager(settings) as storage:
         health = await storage.health_check()
         assert health.unhealthy_components == ["vector_store"]
         assert health.vector_store is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any, AsyncIterator, Callable, Dict, List, Optional
 
 import numpy as np
@@ -128,8 +130,6 @@ async def test_recall_below_the_target_is_answered_exactly(provider: Any, pg_poo
 
 
 async def test_a_search_starts_the_index_of_a_grown_collection(provider: Any) -> None:
-    import asyncio
-
     await provider.create_collection("docs", 16)
     await provider.upsert("docs", documents(1500))
     await provider.search("docs", np.ones(16))
@@ -150,27 +150,39 @@ async def test_a_bulk_load_builds_the_index_at_its_end(provider: Any) -> None:
     assert (await provider.index_state("docs")).rows == 2000
 
 
+async def _until_scanned(pool: Any, index: str) -> None:
+    """Wait until the server has counted a scan of the index: each of its processes tells what it did, later."""
+    from modules.storage.backends.postgresql import PostgreSQLBackend
+
+    backend, end = PostgreSQLBackend(pool), time.monotonic() + 60
+    while True:
+        await backend.execute_sql("SELECT pg_stat_force_next_flush()")
+        rows = await backend.execute_sql(
+            "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = :name", {"name": index}
+        )
+        if rows[0]["idx_scan"] > 0:
+            return
+        assert time.monotonic() < end, f"{index} was not used"
+        await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivfflat"])
 @pytest.mark.parametrize("metric", list(DistanceMetric))
 async def test_the_index_is_of_the_metric_and_used(
     provider: Any, pg_pool: Any, kind: str, metric: DistanceMetric
 ) -> None:
-    from modules.storage.backends.postgresql import PostgreSQLBackend
 
     given = documents(3000)
     await provider.create_collection("docs", 16, metric=metric, index={"type": kind, "lists": 20})
     await provider.upsert("docs", given)
     await provider.rebuild_index("docs")
-    used = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = :name"
     name = (await provider.index_state("docs")).index
     query = np.random.default_rng(5).normal(size=16)
     before = {
         hit.document.id for hit in await provider.search("docs", query, top_k=10, filter={"n": {"$gte": 0}})
     }
     assert len(before) == 10
-    await PostgreSQLBackend(pg_pool).execute_sql("SELECT pg_stat_force_next_flush()")
-    rows = await PostgreSQLBackend(pg_pool).execute_sql(used, {"name": name})
-    assert rows[0]["idx_scan"] > 0
+    await _until_scanned(pg_pool, name)
 
 
 async def test_halfvec_by_option_and_above_2000_dimensions(provider: Any, pg_pool: Any) -> None:
@@ -265,11 +277,7 @@ async def test_the_index_on_a_key_is_used(provider: Any, pg_pool: Any) -> None:
     await backend.execute_sql("ANALYZE")
     for _ in range(10):
         assert await provider.count("docs", namespace="default", filter={"n": {"$gte": 10, "$lt": 20}}) == 10
-    await backend.execute_sql("SELECT pg_stat_force_next_flush()")
-    rows = await backend.execute_sql(
-        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = :name", {"name": f"{table}_k0"}
-    )
-    assert rows[0]["idx_scan"] > 0
+    await _until_scanned(pg_pool, f"{table}_k0")
 
 
 async def test_large_numbers_and_nul_compare_as_python_does(provider: Any) -> None:

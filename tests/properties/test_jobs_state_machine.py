@@ -63,7 +63,8 @@ class _World:
 
     def __init__(self, settings_: Any) -> None:
         self.loop = asyncio.new_event_loop()
-        self.storage = StorageManager(settings_)
+        # leases are rescued when the machine says so, not when a round of upkeep falls
+        self.storage = StorageManager(settings_, background=False)
         self.run(self.storage.initialize())
 
     def run(self, call: Awaitable[R]) -> R:

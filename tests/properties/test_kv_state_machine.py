@@ -37,7 +37,7 @@ from tests.support.kv import expire, open_pool, usage
 from tests.support.values import contract_values, same
 
 R = TypeVar("R")
-_RUNS = int(os.environ.get("ATLAS_TEST_STATE_MACHINE_RUNS", "40"))
+_RUNS = int(os.environ.get("ATLAS_TEST_STATE_MACHINE_RUNS", "20"))
 _LIMIT = 75
 
 _spaces = st.sampled_from(["a", "b", "a\U0010ffff"])

@@ -34,7 +34,7 @@ class Bench:
 
     def worker(self, **options: Any) -> Worker:
         return Worker(
-            self.storage, self.handlers, **{"poll_s": 0.2, "lease_s": 10.0, "grace_s": 10.0, **options}
+            self.storage, self.handlers, **{"poll_s": 0.2, "lease_s": 60.0, "grace_s": 30.0, **options}
         )
 
     async def work_off(self, **options: Any) -> Worker:

@@ -25,7 +25,7 @@ async def test_calls_run_in_at_most_as_many_threads(pool: HandlerThreads) -> Non
     together = threading.Barrier(2)
 
     def call() -> str:
-        together.wait(10)
+        together.wait(60)
         seen.append(threading.current_thread().name)
         return threading.current_thread().name
 
@@ -56,8 +56,8 @@ async def test_errors_come_back(pool: HandlerThreads) -> None:
 
 async def test_a_call_that_is_given_up_is_replaced_within_the_bound(pool: HandlerThreads) -> None:
     release = threading.Event()
-    stuck = [pool.submit(lambda: release.wait(30)) for _ in range(2)]
-    await wait_until(lambda: all(call.started for call in stuck), 10)
+    stuck = [pool.submit(lambda: release.wait(60)) for _ in range(2)]
+    await wait_until(lambda: all(call.started for call in stuck), 60)
     waiting = pool.submit(lambda: "ran")
 
     assert pool.abandon(stuck[0])
@@ -67,8 +67,8 @@ async def test_a_call_that_is_given_up_is_replaced_within_the_bound(pool: Handle
 
     assert pool.abandon(stuck[1])
     assert not pool.exhausted  # one spare thread is left
-    last = pool.submit(lambda: release.wait(30))
-    await wait_until(lambda: last.started, 10)
+    last = pool.submit(lambda: release.wait(60))
+    await wait_until(lambda: last.started, 60)
     assert pool.abandon(last)
     assert pool.exhausted
     held = pool.submit(lambda: "held back")
@@ -76,12 +76,12 @@ async def test_a_call_that_is_given_up_is_replaced_within_the_bound(pool: Handle
 
     release.set()
     assert await held.future == "held back"
-    await wait_until(lambda: pool.abandoned == 0, 10)
+    await wait_until(lambda: pool.abandoned == 0, 60)
 
 
 async def test_a_call_that_has_not_begun_is_only_taken_out(pool: HandlerThreads) -> None:
     release = threading.Event()
-    busy = [pool.submit(lambda: release.wait(30)) for _ in range(2)]
+    busy = [pool.submit(lambda: release.wait(60)) for _ in range(2)]
     ran: List[Any] = []
     waiting = pool.submit(lambda: ran.append(1))
 
@@ -98,12 +98,12 @@ async def test_a_loop_that_is_gone_is_no_error_in_the_thread() -> None:
 
     async def start() -> None:
         made.append(HandlerThreads(1, "test-gone"))
-        made[0].submit(lambda: release.wait(30))
+        made[0].submit(lambda: release.wait(60))
 
     await asyncio.to_thread(lambda: asyncio.run(start()))
     thread = next(t for t in threading.enumerate() if t.name == "test-gone-1")
     made[0].close()
     release.set()
-    await asyncio.to_thread(thread.join, 10)
+    await asyncio.to_thread(thread.join, 60)
 
     assert not thread.is_alive()

@@ -66,7 +66,7 @@ async def test_when_the_opener_is_cancelled_one_of_the_others_opens() -> None:
     tasks[3].cancel()
     await asyncio.gather(tasks[0], return_exceptions=True)
     door.gate.set()
-    done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 2)
+    done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
     assert [type(result) for result in done] == [
         asyncio.CancelledError,
         type(None),
@@ -88,13 +88,13 @@ async def test_several_event_loops() -> None:
         opened.append(1)
 
     def work() -> None:
-        barrier.wait(5)
+        barrier.wait(60)
         asyncio.run(once.run(lambda: bool(opened), opener))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join(10) for thread in threads])
+    await asyncio.to_thread(lambda: [thread.join(60) for thread in threads])
     assert opened == [1]
 
 
@@ -111,7 +111,7 @@ async def test_run_in_thread_lets_a_cancellation_pass() -> None:
 
     def work() -> None:
         loop.call_soon_threadsafe(started.set)
-        gate.wait(5)
+        gate.wait(60)
 
     task = asyncio.create_task(run_in_thread(work))
     await started.wait()

@@ -26,7 +26,7 @@ def _run(example: str, directory: Path) -> List[str]:
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -146,7 +146,7 @@ def _sql(tree: Any, documents: List[Dict[str, Any]]) -> List[Any]:
         connection.close()
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(_filters, st.lists(st.dictionaries(_keys, _values, max_size=3), min_size=1, max_size=6))
 @example({"a": 0.1}, [{"a": 0.1}, {"a": 0.10000000000000002}])
 @example({"$not": {"a": 0.1}}, [{"a": 0.1}, {"a": 0.10000000000000002}])
