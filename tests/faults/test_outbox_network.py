@@ -19,7 +19,7 @@ from modules.store_common.errors import StorageError
 from tests.faults.proxy import Proxy
 
 FULL = bool(os.environ.get("ATLAS_TEST_FULL"))
-pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(1800 if FULL else 120)]
+pytestmark = [pytest.mark.postgresql, pytest.mark.timeout(1800 if FULL else 400)]
 
 
 class Letters:

@@ -22,7 +22,7 @@ from modules.store_common.errors import IdempotencyConflictError
 from tests.support.leaks import wait_until
 
 FULL = bool(os.environ.get("ATLAS_TEST_FULL"))
-pytestmark = pytest.mark.timeout(1800 if FULL else 120)
+pytestmark = pytest.mark.timeout(1800 if FULL else 400)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
