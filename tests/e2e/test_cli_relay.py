@@ -117,7 +117,7 @@ async def _freeze_in_the_middle(relay: _Relay, storage: StorageManager) -> int:
 async def test_until_sigterm_and_nothing_is_lost(chroma_on: Any) -> None:
     relays: List[_Relay] = []
     try:
-        async with StorageManager(chroma_on.settings) as storage:
+        async with StorageManager(chroma_on.settings, background=False) as storage:
             async with storage.unit_of_work() as uow:
                 await uow.vectors.create_collection("docs", 2)
             # Chroma's files belong to one process at a time
@@ -141,7 +141,7 @@ async def test_until_sigterm_and_nothing_is_lost(chroma_on: Any) -> None:
             await _until(lambda pending: not pending, storage)
             assert_in_time(began, 2 * _DELIVERY_S, "a delivery")
             assert relays[1].end() == [f"{len(left) + 1:,} deliveries."]
-        async with StorageManager(chroma_on.settings) as storage:
+        async with StorageManager(chroma_on.settings, background=False) as storage:
             assert await storage.vectors.count("docs") == staged + 1
             found = await storage.vectors.get("docs", [f"d{n:05}" for n in range(staged + 1)])
             assert {document.id: document.content for document in found} == {
