@@ -1,4 +1,4 @@
-"""MongoDB protocol: this package beside hand-written PyMongo (asynchronous) that keeps the same documents, on one server.
+"""MongoDB protocol: this package beside hand-written PyMongo (asynchronous): same documents, same indexes, one server.
 
 The server is `ATLAS_TEST_MONGO_URL`, else the one of the tests: `mongod`, or FerretDB behind the turnstile, which never uses
 an index, so that its figures say nothing of how costs grow. The collections are small for that reason.
@@ -16,15 +16,21 @@ from typing import Any, AsyncIterator, Callable, Dict, Iterator
 from benchmarks.contest import Contender, Plan, run_contest
 from benchmarks.report import Report
 from benchmarks.timing import Call
+from modules.conversation_store.mongo_documents import CONVERSATIONS, MESSAGES
+from modules.conversation_store.mongo_documents import FORMS as CONVERSATION_FORMS
 from modules.storage.documents import NEVER, key_of
 from modules.store_common.clock import to_microseconds, utc_now
 from modules.store_common.ids import new_id
+from modules.Tools.Base_Tools.kv_mongo_documents import ENTRIES
+from modules.Tools.Base_Tools.kv_mongo_documents import FORMS as KV_FORMS
 
 __all__ = ["run"]
 
 GROUP = "MongoDB protocol"
 OURS, RAW = "ours (MongoDB)", "PyMongo by hand"
 _KEYS = 100
+#: Most tasks at a time; each has a conversation of its own.
+_TASKS = 16
 _TEXT = "The quick brown fox jumps over the lazy dog and reads what the agent wrote before. " * 3
 _VALUE = {"theme": "dark", "count": 3, "tags": ["a", "b"]}
 
@@ -53,10 +59,10 @@ async def _run(report: Report, plan: Plan, url: str, directory: Path, say: Calla
         Contender(RAW, lambda: _by_hand(url), "pymongo"),
     ]
     results = await run_contest(
-        report, plan, contenders, operations=("kv get", "kv set", "append"), tasks=(1, 16), say=say
+        report, plan, contenders, operations=("kv get", "kv set", "append"), tasks=(1, _TASKS), say=say
     )
     for operation in ("kv get", "kv set", "append"):
-        for tasks in (1, 16):
+        for tasks in (1, _TASKS):
             label = f"{operation}, {tasks} task{'s' if tasks > 1 else ''}, to PyMongo by hand"
             report.compare(
                 GROUP, label, results[OURS, operation, tasks], results[RAW, operation, tasks], target=0.8
@@ -78,7 +84,7 @@ async def _ours(url: str, directory: Path) -> AsyncIterator[Dict[str, Call]]:
         kv, conversations = storage.kv, storage.conversations
         for number in range(_KEYS):
             await kv.set("n", f"k{number}", _VALUE)
-        for number in range(16):
+        for number in range(_TASKS):
             await conversations.ensure_conversation(f"c{number}")
 
         async def get(task: int, call: int) -> Any:
@@ -100,15 +106,30 @@ async def _by_hand(url: str) -> AsyncIterator[Dict[str, Call]]:
     client: Any = AsyncMongoClient(url, w="majority", tz_aware=True)
     database = client["atlas_bench_raw"]
     entries, heads, messages = database["entries"], database["conversations"], database["messages"]
-    for index, unique in (("t", False), ("g", False)):
-        await entries.create_index([(index, 1), ("e", 1)], unique=unique)
-    await messages.create_index([("t", 1), ("g", 1), ("i", 1)], unique=True)
-    await messages.create_index([("ck", 1)], unique=True, sparse=True)
-    await messages.create_index([("t", 1), ("w", 1)])
+    for index in (*KV_FORMS.indexes, *CONVERSATION_FORMS.indexes):
+        place = {ENTRIES: entries, CONVERSATIONS: heads, MESSAGES: messages}.get(index.collection)
+        if place is not None:
+            await place.create_index(index.keys, unique=index.unique, sparse=index.sparse)
+    calls = _hand_written(entries, heads, messages)
     try:
-        yield _hand_written(entries, heads, messages)
+        # the same documents as ours has from the start: a server that scans takes longer for each of them
+        for number in range(_KEYS):
+            await calls["kv set"](0, number)
+        for number in range(_TASKS):
+            await heads.insert_one(_head(number))
+        yield calls
     finally:
         await client.close()
+
+
+def _head(number: int) -> Dict[str, Any]:
+    """Return a conversation as ours keeps it."""
+    now = to_microseconds(utc_now())
+    return {
+        "_id": key_of("t", f"c{number}"), "t": "t", "id": f"c{number}", "title": None, "status": "active", "user": None,
+        "session": None, "m": "{}", "g": f"g{number}", "u": new_id(), "last": 0, "ep": 0, "trimmed": 0, "kept": 0, "v": 1,
+        "ff": None, "fs": None, "lo": None, "lf": 0, "le": 0, "ca": now, "ua": now, "aa": None, "da": None,
+    }  # fmt: skip
 
 
 def _hand_written(entries: Any, heads: Any, messages: Any) -> Dict[str, Call]:
@@ -134,7 +155,7 @@ def _hand_written(entries: Any, heads: Any, messages: Any) -> Dict[str, Call]:
         now = to_microseconds(utc_now())
         change = {"$inc": {"last": 1, "kept": 1}, "$set": {"ua": now, "status": "active"}}
         head = await heads.find_one_and_update(
-            {"_id": key_of("t", f"c{task}"), "status": "active"}, change, upsert=True, return_document=True
+            {"_id": key_of("t", f"c{task}"), "status": "active"}, change, return_document=True
         )
         number = head["last"]
         document = {
