@@ -7,20 +7,45 @@ gives float32 numbers of shape (2, dimension).
 from __future__ import annotations
 
 import inspect
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from modules.storage.embedders_base import Embedder, EmbedderError, EmbedderUnavailableError
 from modules.store_common.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from modules.storage.settings import StorageSettings
 
 __all__ = [
     "Embedder",
     "EmbedderError",
     "EmbedderUnavailableError",
     "close_embedder",
+    "configured_embedder",
     "make_embedder",
 ]
 
 _HASHING_DIMENSION = 384
+_TIMEOUT_S = 30.0
+
+
+def configured_embedder(settings: StorageSettings, *, timeout_s: float = _TIMEOUT_S) -> Embedder:
+    """Make the embedder that `settings.embedder` means, which must be set.
+
+    Args:
+        settings: With its name, and where and by which key it is reached.
+        timeout_s: openai: seconds that a request may take.
+
+    Raises:
+        InvalidValueError, EmbedderError: as `make_embedder`.
+    """
+    key = settings.embedder_api_key
+    return make_embedder(
+        settings.embedder or "",
+        base_url=settings.embedder_base_url,
+        api_key=None if key is None else key.get_secret_value(),
+        dimension=settings.embedder_dimension,
+        timeout_s=timeout_s,
+    )
 
 
 def make_embedder(
@@ -29,7 +54,7 @@ def make_embedder(
     base_url: Optional[str] = None,
     api_key: Optional[str] = None,
     dimension: int = 0,
-    timeout_s: float = 30.0,
+    timeout_s: float = _TIMEOUT_S,
     batch_size: Optional[int] = None,
 ) -> Embedder:
     """Make the embedder that a setting names. Does no I/O, but "module:callable" imports the module.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 from modules.conversation_store import backlog
 from modules.conversation_store.backlog import Key, MessageText
 from modules.conversation_store.meaning import Nearest, Place
-from modules.storage.embedders import make_embedder
+from modules.storage.embedders import configured_embedder
 from modules.storage.embedders_base import EmbedderUnavailableError
 from modules.storage.operations import Executor
 from modules.storage.outbox_queue import (
@@ -73,14 +73,7 @@ def index_from_settings(
     settings: StorageSettings, executor: Executor, provider: VectorProvider
 ) -> SemanticIndex:
     """Return the index that `settings.embedder` means, which must be set; opens nothing."""
-    key = settings.embedder_api_key
-    embedder = make_embedder(
-        settings.embedder or "",
-        base_url=settings.embedder_base_url,
-        api_key=None if key is None else key.get_secret_value(),
-        dimension=settings.embedder_dimension,
-    )
-    return SemanticIndex(executor, provider, embedder)
+    return SemanticIndex(executor, provider, configured_embedder(settings))
 
 
 class SemanticIndex(IndexRegistration):

@@ -74,7 +74,7 @@ def _checks(settings: StorageSettings) -> List[_Check]:
 
 def _require_fitting(settings: StorageSettings) -> None:
     """Refuse what the application would refuse when it starts, whatever answers."""
-    from modules.storage.embedders import make_embedder
+    from modules.storage.embedders import configured_embedder
     from modules.storage.manager_mongo import check_mongo_settings
     from modules.storage.manager_vectors import check_vector_settings
     from modules.storage.settings import SettingsError
@@ -87,21 +87,14 @@ def _require_fitting(settings: StorageSettings) -> None:
     embedder = settings.embedder
     if embedder is not None and (":" not in embedder or embedder.startswith(_EMBEDDERS)):
         # one of the application's own ("module:callable") is loaded by the application
-        make_embedder(embedder, base_url=settings.embedder_base_url)
+        configured_embedder(settings)
 
 
 async def _embedder(settings: StorageSettings) -> str:
     """Have an embedder behind HTTP make a vector of one word."""
-    from modules.storage.embedders import close_embedder, make_embedder
+    from modules.storage.embedders import close_embedder, configured_embedder
 
-    key = settings.embedder_api_key
-    made = make_embedder(
-        settings.embedder or "",
-        base_url=settings.embedder_base_url,
-        api_key=None if key is None else key.get_secret_value(),
-        dimension=settings.embedder_dimension,
-        timeout_s=_EMBEDDER_TIMEOUT_S,
-    )
+    made = configured_embedder(settings, timeout_s=_EMBEDDER_TIMEOUT_S)
     try:
         matrix = await made.embed(["hello"])
     finally:
