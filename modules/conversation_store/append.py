@@ -257,11 +257,15 @@ async def _append_batch(
     return outcomes
 
 
-def _key(tenant_id: str, conversation_id: str, fields: _Fields) -> Hashable:
+def _one_message(tenant_id: str, conversation_id: str, fields: _Fields) -> Hashable:
     return tenant_id, conversation_id, fields["client_message_id"] or fields["id"]
 
 
-@write(atomic=False, batch=_append_batch, conflict_key=_key)
+def _one_conversation(tenant_id: str, conversation_id: str, *_: Any) -> Hashable:
+    return tenant_id, conversation_id
+
+
+@write(atomic=False, batch=_append_batch, conflict_key=_one_message, order_key=_one_conversation)
 async def append(tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields) -> Appended:
     """Append one message, whatever the conversation's last sequence is."""
     return await _append_one(tx, tenant_id, conversation_id, fields, _ANY)

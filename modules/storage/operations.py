@@ -95,6 +95,7 @@ class Operation(Generic[P, R_co]):
         atomic: True puts BEGIN and COMMIT around it; False is for a single statement, which is atomic by itself.
         batch: Optional form for many calls at once.
         conflict_key: Of the arguments of a call; calls with the same key never share a batch.
+        order_key: Of the arguments of a call; calls with the same key are carried out in the order in which they began.
         urgent: A read that must not wait behind long ones: a health check.
     """
 
@@ -103,6 +104,7 @@ class Operation(Generic[P, R_co]):
     atomic: bool
     batch: Optional[BatchFunction] = None
     conflict_key: Optional[Callable[..., Hashable]] = None
+    order_key: Optional[Callable[..., Hashable]] = None
     urgent: bool = False
 
     @property
@@ -158,6 +160,7 @@ def write(
     atomic: bool = ...,
     batch: Optional[BatchFunction] = ...,
     conflict_key: Optional[Callable[..., Hashable]] = ...,
+    order_key: Optional[Callable[..., Hashable]] = ...,
 ) -> Callable[[_Function[P, R]], Operation[P, R]]: ...
 def write(
     function: Any = None,
@@ -166,6 +169,7 @@ def write(
     atomic: bool = True,
     batch: Optional[BatchFunction] = None,
     conflict_key: Optional[Callable[..., Hashable]] = None,
+    order_key: Optional[Callable[..., Hashable]] = None,
 ) -> Any:
     """Make a coroutine function an operation that is applied wholly or not at all.
 
@@ -174,10 +178,19 @@ def write(
         atomic: False for a single statement: no BEGIN and COMMIT around it (they cost as much as the statement).
         batch: Form for many calls at once; must be atomic by itself (one statement).
         conflict_key: Of the arguments of a call; calls with the same key never share a batch.
+        order_key: Of the arguments of a call with a batch form; calls with the same key are carried out in the order in
+            which they began. By default the conflict key.
     """
 
     def decorate(decorated: Callable[..., Coroutine[Any, Any, Any]]) -> Operation[Any, Any]:
-        return Operation(decorated, writes=True, atomic=atomic, batch=batch, conflict_key=conflict_key)
+        return Operation(
+            decorated,
+            writes=True,
+            atomic=atomic,
+            batch=batch,
+            conflict_key=conflict_key,
+            order_key=order_key or conflict_key,
+        )
 
     return decorate if function is None else decorate(function)
 

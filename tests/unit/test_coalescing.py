@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from typing import Any, List, Tuple
 
@@ -28,6 +29,10 @@ async def put(tx: Transaction, key: str, value: int) -> None: ...
 
 @write(batch=_never)
 async def other(tx: Transaction, key: str, value: int) -> None: ...
+
+
+@write(batch=_never, order_key=lambda key, value: key)
+async def ordered(tx: Transaction, key: str, value: int) -> None: ...
 
 
 class Database:
@@ -138,11 +143,86 @@ async def test_calls_that_conflict_never_share_a_statement_and_keep_their_order(
     await _settle()
     database.gate.set()
     assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4, 5]
-    batches = [item if isinstance(item, list) else [item] for item in database.log]
-    assert [call for batch in batches for call in batch] == calls, "in the order in which they came"
-    for batch in batches:
-        keys = [key for key, _ in batch]
-        assert len(keys) == len(set(keys))
+    assert database.log == [("x", 0), [("a", 1), ("b", 2), ("c", 4)], ("a", 3), ("a", 5)]
+
+
+async def test_calls_that_keep_their_order_are_never_in_two_statements(database: Database) -> None:
+    """Of two connections either may be the first to get the row: the second call would be stored before the first."""
+    coalescer = _make(database, places=2)
+    tasks = _start(coalescer, ("a", 1), ("a", 2), ("b", 3), ("a", 4), ("c", 5), operation=ordered)
+    await _settle()
+    assert database.log == [("a", 1), [("b", 3), ("c", 5)]], "the others use the second place"
+    database.gate.set()
+    assert await asyncio.gather(*tasks) == [1, 2, 3, 4, 5]
+    assert database.log[2:] == [[("a", 2), ("a", 4)]]
+
+
+async def test_a_call_whose_order_is_kept_holds_up_no_other_that_comes_later(database: Database) -> None:
+    coalescer = _make(database, places=2)
+    tasks = _start(coalescer, ("a", 1), ("a", 2), operation=ordered)
+    await _settle()
+    tasks += _start(coalescer, ("b", 3), operation=ordered)
+    await _settle()
+    assert database.log == [("a", 1), ("b", 3)]
+    database.gate.set()
+    assert await asyncio.gather(*tasks) == [1, 2, 3]
+
+
+async def test_a_cancelled_call_frees_its_key(database: Database) -> None:
+    coalescer = _make(database, places=2)
+    tasks = _start(coalescer, ("a", 1), ("a", 2), operation=ordered)
+    await _settle()
+    tasks[0].cancel()
+    database.gate.set()
+    assert await asyncio.wait_for(tasks[1], 60) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_takes_how_long_each_key_keeps_its_order(seed: int) -> None:
+    """Statements end in any order; calls come in bursts, from 1 to 400 at once; some are cancelled while they wait."""
+    choose = random.Random(seed)
+    under_way: List[str] = []
+    stored: List[Tuple[str, int]] = []
+
+    async def store(calls: List[Tuple[str, int]]) -> List[int]:
+        keys = {key for key, _ in calls}
+        assert not keys.intersection(under_way), "never in two statements at once"
+        under_way.extend(keys)
+        try:
+            for _ in range(choose.randrange(6)):
+                await asyncio.sleep(0)
+            stored.extend(calls)
+        finally:
+            for key in keys:
+                under_way.remove(key)
+        return [value for _, value in calls]
+
+    async def one(operation: Any, args: Tuple[Any, ...], deadline: float) -> Any:
+        return (await store([args]))[0]
+
+    async def batch(operation: Any, calls: Any, deadline: float) -> Any:
+        assert len(calls) <= 256
+        return await store(list(calls))
+
+    coalescer = Coalescer(one, batch, places=choose.choice([1, 2, 3]), max_waiting=10_000)
+    tasks: List[Any] = []
+    cancelled = set()
+    for _ in range(30):
+        for _ in range(choose.choice([1, 1, 2, 20, 400])):
+            tasks += _start(coalescer, (choose.choice("abcdefgh"), len(tasks)), operation=ordered)
+        if choose.random() < 0.5:
+            number = choose.randrange(len(tasks))
+            if not tasks[number].done():
+                tasks[number].cancel()
+                cancelled.add(number)
+        for _ in range(choose.randrange(8)):
+            await asyncio.sleep(0)
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [n for n, outcome in enumerate(done) if outcome != n] == sorted(cancelled)
+    assert {value for _, value in stored} >= set(range(len(tasks))) - cancelled
+    for key in "abcdefgh":
+        values = [value for other_key, value in stored if other_key == key]
+        assert values == sorted(values)
 
 
 async def test_each_gets_its_own_error(database: Database) -> None:

@@ -10,6 +10,9 @@ error.
 Those who leave together are spread over the free places: as one batch, the loop and the server would work by turns. At 64
 tasks on an idle machine kv get 22,700/s instead of 16,100/s, kv set 12,800/s instead of 9,900/s, append 5,400/s instead of
 4,400/s.
+
+Calls that must keep their order (`Operation.order_key`: messages of one conversation) are never in two statements at once:
+of two statements under way either may be the first to get the row's lock.
 """
 
 from __future__ import annotations
@@ -18,7 +21,22 @@ import asyncio
 import time
 from collections import deque
 from math import ceil
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Deque, Dict, Hashable, List, Sequence, Set, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Awaitable,
+    Callable,
+    Deque,
+    Dict,
+    Hashable,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from modules.store_common.errors import DeadlineExceededError, OverloadedError, StorageError, UnavailableError
 
@@ -30,11 +48,19 @@ __all__ = ["Coalescer", "RunBatch", "RunOne"]
 _MAX_BATCH = 256
 # Fewer are not spread: a statement costs something, too.
 _MIN_SPREAD = 8
-_Waiting = Tuple[Tuple[Any, ...], "asyncio.Future[Any]", float]
 #: Runs one call: (operation, args, deadline).
 RunOne = Callable[["Operation[Any, Any]", Tuple[Any, ...], float], Awaitable[Any]]
 #: Runs many calls as one: (operation, list of args, deadline) -> outcomes.
 RunBatch = Callable[["Operation[Any, Any]", Sequence[Tuple[Any, ...]], float], Awaitable[Sequence[Any]]]
+
+
+class _Waiting(NamedTuple):
+    """A call that waits; `key` is what it must keep its order in, None if it need not."""
+
+    args: Tuple[Any, ...]
+    future: asyncio.Future[Any]
+    deadline: float
+    key: Optional[Hashable]
 
 
 class _Lane:
@@ -42,18 +68,39 @@ class _Lane:
 
     Attributes:
         under_way: Statements that run.
+        busy: The order keys of the calls in them.
         waiting: Calls that wait.
         crowded: The last to leave were several: the next will not be alone either.
         departing: The end of this turn of the loop sends away those who wait.
     """
 
-    __slots__ = ("crowded", "departing", "under_way", "waiting")
+    __slots__ = ("busy", "crowded", "departing", "under_way", "waiting")
 
     def __init__(self) -> None:
         self.under_way = 0
+        self.busy: Set[Hashable] = set()
         self.crowded = False
         self.departing = False
         self.waiting: Deque[_Waiting] = deque()
+
+
+class _Batch:
+    """Calls that leave together."""
+
+    __slots__ = ("calls", "conflicts")
+
+    def __init__(self) -> None:
+        self.calls: List[_Waiting] = []
+        self.conflicts: Set[Hashable] = set()
+
+    def take(self, call: _Waiting, conflict: Optional[Hashable]) -> bool:
+        """Take a call along; False if there is no room for it, or one that it conflicts with is in."""
+        if len(self.calls) >= _MAX_BATCH or conflict in self.conflicts:
+            return False
+        if conflict is not None:
+            self.conflicts.add(conflict)
+        self.calls.append(call)
+        return True
 
 
 class Coalescer:
@@ -86,13 +133,14 @@ class Coalescer:
         lane = self._lanes.get(operation)
         if lane is None:
             lane = self._lanes[operation] = _Lane()
-        if lane.under_way < self._places and not lane.waiting:
-            if not lane.crowded:
-                lane.under_way += 1
+        key = None if operation.order_key is None else operation.order_key(*args)
+        if lane.under_way < self._places and key not in lane.busy:
+            if not lane.waiting and not lane.crowded:
+                self._enter(lane, (key,))
                 try:
                     return await self._run_one(operation, args, deadline)
                 finally:
-                    self._leave(operation, lane)
+                    self._leave(operation, lane, (key,))
             self._depart_soon(operation, lane)
         if len(lane.waiting) >= self._max_waiting:
             raise OverloadedError(
@@ -100,7 +148,7 @@ class Coalescer:
             )
         future: asyncio.Future[Any] = self._loop.create_future()
         timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
-        lane.waiting.append((args, future, deadline))
+        lane.waiting.append(_Waiting(args, future, deadline, key))
         try:
             return await future
         finally:
@@ -114,9 +162,16 @@ class Coalescer:
             else:
                 await asyncio.sleep(0)
 
-    def _leave(self, operation: Operation[Any, Any], lane: _Lane) -> None:
+    def _enter(self, lane: _Lane, keys: Iterable[Optional[Hashable]]) -> None:
+        """Take a place for a statement with calls of these order keys."""
+        lane.under_way += 1
+        lane.busy.update(keys)
+        lane.busy.discard(None)
+
+    def _leave(self, operation: Operation[Any, Any], lane: _Lane, keys: Iterable[Optional[Hashable]]) -> None:
         """Free a place for those who wait."""
         lane.under_way -= 1
+        lane.busy.difference_update(keys)
         if lane.waiting:
             self._depart_soon(operation, lane)
 
@@ -129,33 +184,43 @@ class Coalescer:
         """Fill the free places with those who wait."""
         lane.departing = False
         lane.crowded = len(lane.waiting) > 1
-        share = ceil(len(lane.waiting) / max(1, self._places - lane.under_way))
-        limit = min(max(share, _MIN_SPREAD), _MAX_BATCH)
-        while lane.waiting and lane.under_way < self._places:
-            batch = self._next_batch(operation, lane, limit)
-            if not batch:
-                return
-            lane.under_way += 1
+        for batch in self._next_batches(operation, lane):
+            self._enter(lane, [call.key for call in batch])
             task = self._loop.create_task(self._go(operation, lane, batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _next_batch(self, operation: Operation[Any, Any], lane: _Lane, limit: int) -> List[_Waiting]:
-        """Take up to `limit` waiting calls in order, up to the first that conflicts with one taken."""
-        batch: List[_Waiting] = []
-        keys: Set[Hashable] = set()
-        conflict_key = operation.conflict_key
-        while lane.waiting and len(batch) < limit:
-            if lane.waiting[0][1].done():
-                lane.waiting.popleft()
+    def _next_batches(self, operation: Operation[Any, Any], lane: _Lane) -> List[List[_Waiting]]:
+        """Spread those who can leave over the free places, in order; the others go on waiting, in order.
+
+        Calls with one order key go with one batch. Of calls that conflict the later ones wait.
+        """
+        free = self._places - lane.under_way
+        if free <= 0:
+            return []
+        wanted = [call for call in lane.waiting if not call.future.done()]
+        share = ceil(sum(call.key not in lane.busy for call in wanted) / free)
+        share = min(max(share, _MIN_SPREAD), _MAX_BATCH)
+        batches: List[_Batch] = []
+        of_key: Dict[Hashable, _Batch] = {}
+        held = set(lane.busy)
+        lane.waiting.clear()
+        for call in wanted:
+            if call.key in held:
+                lane.waiting.append(call)
                 continue
-            if conflict_key is not None:
-                key = conflict_key(*lane.waiting[0][0])
-                if key in keys:
-                    break
-                keys.add(key)
-            batch.append(lane.waiting.popleft())
-        return batch
+            batch = of_key.get(call.key)
+            if batch is None:
+                if (not batches or len(batches[-1].calls) >= share) and len(batches) < free:
+                    batches.append(_Batch())
+                batch = batches[-1]
+            conflict = None if operation.conflict_key is None else operation.conflict_key(*call.args)
+            if not batch.take(call, conflict):
+                held.add(call.key)
+                lane.waiting.append(call)
+            elif call.key is not None:
+                of_key[call.key] = batch
+        return [batch.calls for batch in batches]
 
     async def _go(self, operation: Operation[Any, Any], lane: _Lane, batch: List[_Waiting]) -> None:
         try:
@@ -164,37 +229,36 @@ class Coalescer:
             else:
                 await self._settle_together(operation, batch)
         except BaseException as exc:
-            for _, future, _ in batch:
-                if not future.done():
-                    future.set_exception(UnavailableError("the call's batch was cancelled; try again"))
+            for call in batch:
+                if not call.future.done():
+                    call.future.set_exception(UnavailableError("the call's batch was cancelled; try again"))
             if not isinstance(exc, Exception):
                 raise
         finally:
-            self._leave(operation, lane)
+            self._leave(operation, lane, [call.key for call in batch])
 
     async def _settle_together(self, operation: Operation[Any, Any], batch: List[_Waiting]) -> None:
         # the longest patience counts for the statement; each caller's own timer ends its own wait
-        deadline = max(item[2] for item in batch)
+        deadline = max(call.deadline for call in batch)
         try:
-            outcomes = await self._run_batch(operation, [args for args, _, _ in batch], deadline)
+            outcomes = await self._run_batch(operation, [call.args for call in batch], deadline)
         except (UnavailableError, DeadlineExceededError) as exc:
-            for _, future, _ in batch:
-                _finish(future, exc)
+            for call in batch:
+                _finish(call.future, exc)
         except Exception:  # noqa: BLE001 - one of them is at fault: each again by itself gets its own error
-            for item in batch:
-                await self._settle_alone(operation, item)
+            for call in batch:
+                await self._settle_alone(operation, call)
         else:
-            for (_, future, _), outcome in zip(batch, outcomes):
-                _finish(future, outcome)
+            for call, outcome in zip(batch, outcomes):
+                _finish(call.future, outcome)
 
-    async def _settle_alone(self, operation: Operation[Any, Any], item: _Waiting) -> None:
-        args, future, deadline = item
-        if future.done():
+    async def _settle_alone(self, operation: Operation[Any, Any], call: _Waiting) -> None:
+        if call.future.done():
             return
         try:
-            _finish(future, await self._run_one(operation, args, deadline))
+            _finish(call.future, await self._run_one(operation, call.args, call.deadline))
         except Exception as exc:  # noqa: BLE001 - raised to the caller who waits
-            _finish(future, exc)
+            _finish(call.future, exc)
 
 
 def _finish(future: asyncio.Future[Any], outcome: Any) -> None:
