@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, AsyncIterator, Callable, Dict, Iterator
 
 from benchmarks.contest import Contender, Plan, run_contest
+from benchmarks.mongo_claims import OURS, RAW, measure_claims
 from benchmarks.report import Report
 from benchmarks.timing import Call
 from modules.conversation_store.mongo_documents import CONVERSATIONS, MESSAGES
@@ -27,7 +28,6 @@ from modules.Tools.Base_Tools.kv_mongo_documents import FORMS as KV_FORMS
 __all__ = ["run"]
 
 GROUP = "MongoDB protocol"
-OURS, RAW = "ours (MongoDB)", "PyMongo by hand"
 _KEYS = 100
 #: Most tasks at a time; each has a conversation of its own.
 _TASKS = 16
@@ -67,6 +67,10 @@ async def _run(report: Report, plan: Plan, url: str, directory: Path, say: Calla
             report.compare(
                 GROUP, label, results[OURS, operation, tasks], results[RAW, operation, tasks], target=0.8
             )
+    claims = await measure_claims(report, plan, url, directory, [1, _TASKS], say)
+    for tasks in (1, _TASKS):
+        label = f"claim, {tasks} task{'s' if tasks > 1 else ''}, to PyMongo by hand"
+        report.compare(GROUP, label, claims[OURS, tasks], claims[RAW, tasks], target=0.8)
 
 
 @asynccontextmanager

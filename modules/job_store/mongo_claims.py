@@ -1,66 +1,136 @@
 """The job store in MongoDB: claiming.
 
-A claim reads the first due jobs over all queues and takes each by a change with the condition that it is still to be
-had: many by one command that marks them with the claim, and one that reads which are marked. Whoever loses looks again.
-Queues with a limit give tokens first, and get back those that were not used: a process that dies between starts fewer jobs
-than it may, never more.
+A claim takes the first due job by priority and time. Of queues that are open (see `mongo_queues`) one change does that, with
+the condition that the job is still to be had. Else, and for several jobs, it reads the first due jobs over all queues and
+takes each by a change with that condition: many by one command that marks them with the claim, and, where not all were
+to be had, one that reads which are marked. Whoever loses looks again. Queues with a limit give tokens first, and get back
+those that were not used: a process that dies between starts fewer jobs than it may, never more.
+
+Calls of one process that wait for each other share the look, each taking its jobs in the order of the calls.
 """
 
 from __future__ import annotations
 
-import random
+import time
 from collections import Counter
-from typing import Any, Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple
 
 from modules.job_store.claims import Wanted, claim_in_turn
 from modules.job_store.mongo_documents import ATTEMPTS, FORMS, JOBS, QUEUES, claim_row
+from modules.job_store.mongo_queues import (
+    OPEN,
+    QueueRules,
+    filled,
+    is_known_open,
+    limits_of,
+    look_at_queues,
+    mark_keyed,
+    new_mark,
+    tokens_of,
+)
 from modules.job_store.mongo_slots import give_back, park, take_place
 from modules.job_store.mongo_trail import move_trail
-from modules.job_store.records import QueueLimit
-from modules.job_store.upkeep import limits as limits_operation
-from modules.job_store.upkeep import set_limit as set_limit_operation
 from modules.job_store.waiting import next_due_in as next_due_in_operation
 from modules.storage.documents import Document, Documents
 from modules.storage.statements import Row
-from modules.store_common.errors import AlreadyExistsError, ConcurrencyError
 from modules.store_common.ids import new_id
 
-__all__ = ["claim", "limits", "next_due_in", "set_limit"]
+__all__ = ["claim", "next_due_in"]
 
 # Rounds of parking blocked jobs, or losing some to others, and looking again, in one claim.
 _ROUNDS = 10
-_MOST_LIMITS = 1000
+# Jobs that one look reads at most, for however many calls.
+_MOST_AT_ONCE = 1000
+# How long jobs with a key in queues without its mark may be passed over, in seconds: what an earlier release put there.
+_HEADS_S = 1.0
 _BEST_FIRST = [("pr", -1), ("ra", 1)]
 
 
-def _same_queues(wanted: Wanted) -> Hashable:
-    return wanted.queues
+class _Pick(NamedTuple):
+    """A job that is to be claimed for a call.
+
+    Attributes:
+        caller: The number of the call.
+        wanted: What it asks for.
+        job: As it was read.
+    """
+
+    caller: int
+    wanted: Wanted
+    job: Document
 
 
-@FORMS.form_of(claim_in_turn, turn=_same_queues)
+def _same_jobs(wanted: Wanted) -> Hashable:
+    return wanted.queues, wanted.tenant_id
+
+
+async def _claim_together(db: Documents, calls: Sequence[Tuple[Wanted]]) -> Sequence[List[Row]]:
+    return await _claim(db, [call[0] for call in calls])
+
+
+@FORMS.form_of(claim_in_turn, turn=_same_jobs, batch=_claim_together)
 async def claim(db: Documents, wanted: Wanted) -> List[Row]:
     """Claim up to `wanted.limit` due jobs."""
+    return (await _claim(db, [wanted]))[0]
+
+
+async def _claim(db: Documents, calls: Sequence[Wanted]) -> List[List[Row]]:
+    """Claim for calls that ask for jobs of the same queues and tenant; what is due first is for the first of them."""
     now = await db.now()
-    limited = {found["_id"]: found for found in await _limits_of(db, wanted.queues)}
-    claimed: List[Document] = []
+    claimed: List[List[Document]] = [[] for _ in calls]
+    queues = calls[0].queues
+    rules = OPEN if is_known_open(db, queues) else await look_at_queues(db, queues)
+    if rules is OPEN and len(calls) == 1 and calls[0].limit == 1 and _heads_were_read(db, calls[0]):
+        found = await _take_first(db, calls[0], now)
+        claimed[0] += [] if found is None else [found]
+    if not claimed[0]:
+        await _look_and_take(db, calls, claimed, rules, now)
+    await move_trail(db, [job for jobs in claimed for job in jobs])
+    return [[claim_row(job) for job in jobs] for jobs in claimed]
+
+
+async def _take_first(db: Documents, wanted: Wanted, now: int) -> Optional[Document]:
+    """Claim the first due job of open queues; one with a key is not for us, in case that there is one all the same."""
+    where = {**_claimable(wanted, wanted.queues, now), "ck": None}
+    return await db.change(JOBS, where, _taking(wanted, now), sort=_BEST_FIRST)
+
+
+def _heads_were_read(db: Documents, wanted: Wanted) -> bool:
+    """Return whether this process read lately what is due first, and would have seen a job with a key there."""
+    read_at = db.remembered(("heads", _same_jobs(wanted)))
+    return read_at is not None and time.monotonic() - read_at < _HEADS_S
+
+
+async def _look_and_take(
+    db: Documents, calls: Sequence[Wanted], claimed: List[List[Document]], rules: QueueRules, now: int
+) -> None:
+    first = calls[0]
+    db.remember(("heads", _same_jobs(first)), time.monotonic())
     for _ in range(_ROUNDS):
-        most = wanted.limit - len(claimed)
-        heads = await _heads(db, wanted, limited, most, now)
+        seats = [n for n, wanted in enumerate(calls) for _ in range(wanted.limit - len(claimed[n]))]
+        if not seats:
+            break
+        most = min(len(seats), _MOST_AT_ONCE)
+        heads = await _heads(db, first, rules.limited, most, now)
         if not heads:
             break
-        heads = await _within_limits(db, heads, limited, now)
-        got = await _take_all(db, wanted, heads, now)
-        await _give_tokens_back(db, heads, got, limited)
-        claimed += got
-        if len(claimed) >= wanted.limit:
-            break
-    await move_trail(db, claimed)
-    return [claim_row(found) for found in claimed]
+        await _mark_keyed_queues(db, first, rules, heads)
+        heads = await _within_limits(db, heads, rules.limited, now)
+        picks = [_Pick(caller, calls[caller], job) for caller, job in zip(seats, heads)]
+        got = await _take_all(db, picks, now)
+        await _give_tokens_back(db, heads, [job for _, job in got], rules.limited)
+        for caller, job in got:
+            claimed[caller].append(job)
 
 
-async def _limits_of(db: Documents, queues: Sequence[str]) -> List[Document]:
-    where = {"_id": queues[0] if len(queues) == 1 else {"$in": list(queues)}}
-    return await db.find(QUEUES, where)
+async def _mark_keyed_queues(
+    db: Documents, wanted: Wanted, rules: QueueRules, heads: Sequence[Document]
+) -> None:
+    """Mark the queues that have jobs with a key without it having been written down."""
+    for queue in {job["q"] for job in heads if job["ck"] is not None} - rules.keyed:
+        await mark_keyed(db, queue)
+        db.remember(("open", wanted.queues), None)
+        db.remember(("heads", _same_jobs(wanted)), None)
 
 
 def _claimable(wanted: Wanted, queues: Sequence[str], now: int) -> Dict[str, Any]:
@@ -78,22 +148,21 @@ async def _heads(
     if free:
         found += await db.find(JOBS, _claimable(wanted, free, now), sort=_BEST_FIRST, limit=most)
     for queue, limit in limited.items():
-        allowed = min(most, _tokens(limit, now))
+        allowed = min(most, tokens_of(limit, now))
         if allowed > 0:
             found += await db.find(JOBS, _claimable(wanted, [queue], now), sort=_BEST_FIRST, limit=allowed)
     found.sort(key=lambda job: (-job["pr"], job["ra"], job["id"]))
     return found[:most]
 
 
-async def _take_all(db: Documents, wanted: Wanted, heads: Sequence[Document], now: int) -> List[Document]:
-    """Claim those of `heads` that are still to be had; park those whose key is full."""
-    plain = [job for job in heads if job["ck"] is None]
-    got = await _take_plain(db, wanted, plain, now)
-    for job in heads:
-        if job["ck"] is not None:
-            found = await _take_keyed(db, wanted, job, now)
+async def _take_all(db: Documents, picks: Sequence[_Pick], now: int) -> List[Tuple[int, Document]]:
+    """Claim those of `picks` that are still to be had, each with the number of its call; park those whose key is full."""
+    got = await _take_plain(db, [pick for pick in picks if pick.job["ck"] is None], now)
+    for pick in picks:
+        if pick.job["ck"] is not None:
+            found = await _take_keyed(db, pick.wanted, pick.job, now)
             if found is not None:
-                got.append(found)
+                got.append((pick.caller, found))
     return got
 
 
@@ -105,18 +174,46 @@ def _taking(wanted: Wanted, now: int, **more: Any) -> Dict[str, Any]:
     return {"$set": fields, "$inc": {"f": 1, "at": 1, "v": 1}}
 
 
-async def _take_plain(db: Documents, wanted: Wanted, heads: Sequence[Document], now: int) -> List[Document]:
-    if not heads:
+def _taken(pick: _Pick, now: int) -> Document:
+    """Return a job as it is once `_taking` has been applied to it as it was read."""
+    change = _taking(pick.wanted, now)
+    counted = {name: pick.job[name] + step for name, step in change["$inc"].items()}
+    return {**pick.job, **change["$set"], **counted}
+
+
+async def _take_plain(db: Documents, picks: Sequence[_Pick], now: int) -> List[Tuple[int, Document]]:
+    if not picks:
         return []
-    still = _claimable(wanted, wanted.queues, now)
-    if len(heads) == 1:
-        found = await db.change(JOBS, {"_id": heads[0]["_id"], **still}, _taking(wanted, now))
-        return [] if found is None else [found]
+    first = picks[0].wanted
+    still = _claimable(first, first.queues, now)
+    if len(picks) == 1:
+        found = await db.change(JOBS, {"_id": picks[0].job["_id"], **still}, _taking(first, now))
+        return [] if found is None else [(picks[0].caller, found)]
     mark = new_id()
-    ids = {"$in": [job["_id"] for job in heads]}
-    if not await db.update(JOBS, {"_id": ids, **still}, _taking(wanted, now, ct=mark), many=True):
+    ids = {"$in": [pick.job["_id"] for pick in picks]}
+    versions = {pick.job["v"] for pick in picks}
+    if len({(pick.wanted.worker, pick.wanted.lease_us) for pick in picks}) == 1:
+        unchanged = {"v": versions.pop()} if len(versions) == 1 else {}
+        change = _taking(first, now, ct=mark)
+        matched = await db.update(JOBS, {"_id": ids, **unchanged, **still}, change, many=True)
+    else:
+        unchanged = {"v": "each"}
+        steps: List[Tuple[Document, Document]] = [
+            (
+                {"_id": pick.job["_id"], "v": pick.job["v"], **still},
+                _taking(pick.wanted, now, ct=mark),
+            )
+            for pick in picks
+        ]
+        matched = await db.update_each(JOBS, steps)
+    if unchanged and matched == len(picks):
+        # all of them, and none has changed since it was read: they need not be read again
+        return [(pick.caller, _taken(pick, now)) for pick in picks]
+    if not matched:
         return []
-    return await db.find(JOBS, {"_id": ids, "ct": mark, "st": "running"})
+    callers = {pick.job["_id"]: pick.caller for pick in picks}
+    marked = await db.find(JOBS, {"_id": ids, "ct": mark, "st": "running"})
+    return [(callers[job["_id"]], job) for job in marked]
 
 
 async def _take_keyed(db: Documents, wanted: Wanted, job: Document, now: int) -> Optional[Document]:
@@ -132,17 +229,6 @@ async def _take_keyed(db: Documents, wanted: Wanted, job: Document, now: int) ->
 
 
 # --- limits of queues -----------------------------------------------------------------------------------------------
-
-
-def _tokens(limit: Document, now: int, most: int = 2**31) -> int:
-    """Return how many jobs of a queue may start now."""
-    if limit["paused"]:
-        return 0
-    return most if limit["rate"] is None else int(_filled(limit, now))
-
-
-def _filled(limit: Document, now: int) -> float:
-    return float(min(limit["burst"], limit["tokens"] + limit["rate"] * max(now - limit["at"], 0) / 1e6))
 
 
 async def _within_limits(
@@ -167,10 +253,10 @@ async def _within_limits(
 async def _take_tokens(db: Documents, limited: Dict[str, Document], queue: str, count: int, now: int) -> int:
     for _ in range(ATTEMPTS):
         limit = limited[queue]
-        most = min(count, _tokens(limit, now))
+        most = min(count, tokens_of(limit, now))
         if most < 1:
             return 0
-        new = {"tokens": _filled(limit, now) - most, "at": max(now, limit["at"]), "r": _mark()}
+        new = {"tokens": filled(limit, now) - most, "at": max(now, limit["at"]), "r": new_mark()}
         changed = await db.change(QUEUES, {"_id": queue, "r": limit["r"]}, {"$set": new})
         if changed is not None:
             limited[queue] = changed
@@ -191,57 +277,14 @@ async def _give_tokens_back(
     for queue, count in unused.items():
         if count > 0 and limited[queue]["rate"] is not None:
             where = {"_id": queue, "rate": limited[queue]["rate"]}
-            changed = await db.change(QUEUES, where, {"$inc": {"tokens": count}, "$set": {"r": _mark()}})
+            changed = await db.change(QUEUES, where, {"$inc": {"tokens": count}, "$set": {"r": new_mark()}})
             limited[queue] = changed if changed is not None else limited[queue]
-
-
-def _mark() -> int:
-    return random.getrandbits(62)
-
-
-@FORMS.form_of(set_limit_operation)
-async def set_limit(db: Documents, limit: QueueLimit) -> None:
-    """Limit a queue, or take its limit away."""
-    if not limit.paused and limit.rate_per_s is None:
-        await db.delete(QUEUES, {"_id": limit.queue})
-        return
-    burst = limit.burst if limit.burst is not None else limit.rate_per_s
-    burst = None if burst is None else max(1.0, burst)
-    for _ in range(ATTEMPTS):
-        now = await db.now()
-        found = await db.find_one(QUEUES, {"_id": limit.queue})
-        fields = {
-            "paused": int(limit.paused),
-            "rate": limit.rate_per_s,
-            "burst": burst,
-            "at": now,
-            "r": _mark(),
-        }
-        if found is None:
-            try:
-                await db.insert(QUEUES, [{"_id": limit.queue, **fields, "tokens": burst}])
-                return
-            except AlreadyExistsError:
-                continue
-        fewer = burst is not None and found["tokens"] is not None and found["tokens"] < burst
-        tokens = found["tokens"] if fewer else burst
-        where = {"_id": limit.queue, "r": found["r"]}
-        if await db.update(QUEUES, where, {"$set": {**fields, "tokens": tokens}}):
-            return
-    raise ConcurrencyError(f"the limit of queue {limit.queue!r} kept changing; try again")
-
-
-@FORMS.form_of(limits_operation)
-async def limits(db: Documents) -> List[QueueLimit]:
-    """Return the limits of all queues that have one."""
-    found = await db.find(QUEUES, {}, sort=[("_id", 1)], limit=_MOST_LIMITS)
-    return [QueueLimit(item["_id"], bool(item["paused"]), item["rate"], item["burst"]) for item in found]
 
 
 @FORMS.form_of(next_due_in_operation)
 async def next_due_in(db: Documents, queues: Tuple[str, ...], tenant_id: Optional[str]) -> Optional[float]:
     """Return seconds until a job of these queues is due or a lease runs out; None: neither."""
-    paused = {found["_id"] for found in await _limits_of(db, queues) if found["paused"]}
+    paused = {found["_id"] for found in await limits_of(db, queues) if found["paused"]}
     open_queues = [queue for queue in queues if queue not in paused]
     now = await db.now()
     times: List[int] = []

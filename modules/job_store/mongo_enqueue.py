@@ -28,6 +28,7 @@ from modules.job_store.mongo_documents import (
     is_visible,
     job_document,
 )
+from modules.job_store.mongo_queues import note_keys
 from modules.storage.documents import Document, Documents, key_of
 from modules.store_common.backoff import full_jitter
 from modules.store_common.errors import AlreadyExistsError, BusyError, ConcurrencyError, StorageError
@@ -59,6 +60,7 @@ def _done(document: Document, *, created: bool) -> Enqueued:
 @FORMS.form_of(op.enqueue_one)
 async def enqueue_one(db: Documents, job: _Fields) -> Enqueued:
     """Insert a job without keys."""
+    await note_keys(db, [job])
     document = job_document(job, await db.now())
     await db.insert(JOBS, [document])
     return _done(document, created=True)
@@ -67,6 +69,7 @@ async def enqueue_one(db: Documents, job: _Fields) -> Enqueued:
 @FORMS.form_of(op.enqueue_many)
 async def enqueue_many(db: Documents, jobs: Sequence[_Fields]) -> None:
     """Insert jobs without keys, all or none; those of one time keep their order."""
+    await note_keys(db, jobs)
     now = await db.now()
     await _together(db, [job_document(job, now, n - len(jobs) + 1) for n, job in enumerate(jobs)], now)
 
@@ -160,6 +163,7 @@ async def enqueue_with_keys(db: Documents, jobs: Sequence[Prepared]) -> List[Enq
     """Insert jobs that may have keys and links, all or none; for one whose key is taken, its holder is returned."""
     if len(jobs) == 1:
         return [await enqueue_prepared(db, jobs[0])]
+    await note_keys(db, [job.fields for job in jobs])
     now = await db.now()
     batch = await _begin(db, now)
     aliases: List[Document] = []
@@ -178,6 +182,7 @@ async def enqueue_with_keys(db: Documents, jobs: Sequence[Prepared]) -> List[Enq
 
 async def enqueue_prepared(db: Documents, job: Prepared) -> Enqueued:
     """Insert one job with its keys and links; the job that holds a key, when one does."""
+    await note_keys(db, [job.fields])
     aliases: List[Document] = []
     done = await _insert_keyed(db, job, _keyed_document(job, await db.now(), 0), aliases)
     await _add_aliases(db, aliases)

@@ -28,6 +28,7 @@ from modules.job_store.mongo_documents import (
     job_of,
     place_of,
 )
+from modules.job_store.mongo_queues import note_keys
 from modules.job_store.mongo_slots import next_in
 from modules.job_store.mongo_trail import move_trail
 from modules.job_store.records import Job
@@ -112,6 +113,8 @@ async def change_job(
             raise JobTransitionError(
                 job_id, job.status, "another job (only draft and scheduled jobs are changed)"
             )
+        if "queue" in changes:
+            await note_keys(db, [{"queue": changes["queue"], "concurrency_key": found["ck"]}])
         now = await db.now()
         names = sorted(changes) + (["run_at"] if when != (None, None) else [])
         event = event_document(found, "updated", {"fields": names}, now, running=False)
