@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, AsyncIterator, Dict, List, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +33,15 @@ from modules.conversation_store.search import rank
 from modules.storage.embedders_hashing import HashingEmbedder
 from modules.storage.manager import StorageManager
 from modules.storage.semantic import SemanticIndex
+from modules.storage.vectors.in_memory import InMemoryProvider
 from modules.store_common.tenancy import TenantPolicy
 from modules.store_common.text_query import question_terms
 
 __all__ = ["Data", "StoredEmbedder", "main"]
 
 DEPTHS = (5, 10, 20)
+#: The databases with their own vector store, and the stores beside SQLite.
+BACK_ENDS = ("sqlite", "postgresql", "in_memory", "chroma", "pinecone")
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 #: The half on which the weights were chosen.
 TRAINING = ("locomo-26", "locomo-42", "locomo-44")
@@ -95,6 +99,40 @@ def share(hits: Sequence[str], evidence: Any, depth: int) -> float:
     return len(set(hits[:depth]) & evidence) / len(evidence)
 
 
+def by_numpy(data: Data) -> Dict[str, Any]:
+    """Return what the cosine finds when NumPy looks at every message: what `semantic` has to equal."""
+    rows: List[Tuple[bool, List[float]]] = []
+    spent: List[float] = []
+    for conversation in data.conversations:
+        named = conversation["id"]
+        ids = [message["id"] for message in conversation["messages"]]
+        matrix = np.stack([data.by_id[f"{named}/{item}"] for item in ids])
+        matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+        for conversation_id, question, evidence in data.questions:
+            if conversation_id == named:
+                started = time.perf_counter()
+                best = np.argsort(-(matrix @ data.by_text[question]), kind="stable")
+                spent.append((time.perf_counter() - started) * 1000)
+                found = [ids[place] for place in best[: max(DEPTHS)]]
+                rows.append((named in TRAINING, [share(found, evidence, depth) for depth in DEPTHS]))
+    return _figures("NumPy", "cosine", rows, spent)
+
+
+def _figures(
+    label: str, mode: str, rows: Sequence[Tuple[bool, List[float]]], spent: List[float]
+) -> Dict[str, Any]:
+    spent.sort()
+    return {
+        "back end": label,
+        "mode": mode,
+        **_recall("all", [row for _, row in rows]),
+        **_recall("training", [row for is_training, row in rows if is_training]),
+        **_recall("test", [row for is_training, row in rows if not is_training]),
+        "p50_ms": statistics.median(spent),
+        "p95_ms": spent[int(0.95 * (len(spent) - 1))],
+    }
+
+
 class Bench:
     """One database with the conversations in it, and its modes of search."""
 
@@ -105,8 +143,8 @@ class Bench:
         self.index = SemanticIndex(manager.executor, provider, embedder)
         self.store = ConversationStore(manager.executor, TenantPolicy(), semantic=self.index)
 
-    async def fill(self) -> Tuple[float, float]:
-        """Import the conversations and embed them; return the seconds of both."""
+    async def fill(self) -> None:
+        """Import the conversations and embed them."""
         await self.index.register()
         started = time.perf_counter()
         for conversation in self._data.conversations:
@@ -121,7 +159,11 @@ class Bench:
                 )
         middle = time.perf_counter()
         await self.index.embed_pending()
-        return middle - started, time.perf_counter() - middle
+        print(
+            f"{self.label}: {len(self._data.by_id)} messages appended in {middle - started:.1f} s,"
+            f" embedded in {time.perf_counter() - middle:.1f} s",
+            flush=True,
+        )
 
     async def measure(self, mode: str) -> Dict[str, Any]:
         """Ask every question once."""
@@ -135,16 +177,7 @@ class Bench:
             spent.append((time.perf_counter() - started) * 1000)
             found = [hit.message.id for hit in hits]
             rows.append((conversation_id in TRAINING, [share(found, evidence, depth) for depth in DEPTHS]))
-        spent.sort()
-        return {
-            "back end": self.label,
-            "mode": mode,
-            **_recall("all", [row for _, row in rows]),
-            **_recall("training", [row for is_training, row in rows if is_training]),
-            **_recall("test", [row for is_training, row in rows if not is_training]),
-            "p50_ms": statistics.median(spent),
-            "p95_ms": spent[int(0.95 * (len(spent) - 1))],
-        }
+        return _figures(self.label, mode, rows, spent)
 
     async def cross_validate(self) -> None:
         """Print what the hybrid finds in each conversation with weights chosen on the others."""
@@ -188,8 +221,30 @@ def _print(figures: Sequence[Dict[str, Any]], data: Data) -> None:
         print(f"| {row['back end']} | {row['mode']} | " + " | ".join(cells) + " |")
 
 
+@contextlib.asynccontextmanager
+async def _store_beside(kind: str, directory: str) -> AsyncIterator[Any]:
+    """Open a vector store that is not the database's own."""
+    async with contextlib.AsyncExitStack() as stack:
+        provider: Any
+        if kind == "chroma":
+            from modules.storage.vectors.chroma import ChromaProvider
+
+            provider = ChromaProvider(persist_directory=f"{directory}/chroma")
+        elif kind == "pinecone":
+            from modules.storage.vectors.pinecone import PineconeProvider
+            from tests.emulators.pinecone import PineconeEmulator
+
+            emulator = await stack.enter_async_context(PineconeEmulator())
+            provider = PineconeProvider(api_key=emulator.api_key, host=emulator.host, dimension=384)
+        else:
+            provider = InMemoryProvider()
+        await provider.initialize()
+        stack.push_async_callback(provider.shutdown)
+        yield provider
+
+
 async def run(url: str, data: Data) -> List[Dict[str, Any]]:
-    """Measure one database, with the stored vectors and with the hashing embedder."""
+    """Measure one database with its own vector store, with the stored vectors and with the hashing embedder."""
     figures = []
     async with StorageManager({"sql": {"url": url}}) as manager:
         provider: Any = manager.vectors
@@ -197,12 +252,7 @@ async def run(url: str, data: Data) -> List[Dict[str, Any]]:
         on_sqlite = manager.executor.dialect == "sqlite"
         label = "SQLite + embedded" if on_sqlite else "PostgreSQL + pgvector"
         bench = Bench(label, manager, provider, data, StoredEmbedder(data))
-        appended, embedded = await bench.fill()
-        count = len(data.by_id)
-        print(
-            f"{label}: {count} messages appended in {appended:.1f} s, embedded in {embedded:.1f} s",
-            flush=True,
-        )
+        await bench.fill()
         figures += [await bench.measure(mode) for mode in MODES]
         await bench.cross_validate()
         hashing = Bench(f"{label}, hashing embedder", manager, provider, data, HashingEmbedder())
@@ -212,23 +262,41 @@ async def run(url: str, data: Data) -> List[Dict[str, Any]]:
     return figures
 
 
+async def run_beside(kind: str, data: Data) -> List[Dict[str, Any]]:
+    """Measure another vector store over the messages in SQLite; their text is found as in `run`."""
+    with tempfile.TemporaryDirectory() as directory:
+        settings = {"sql": {"url": f"sqlite:///{directory}/memory.sqlite3"}}
+        async with StorageManager(settings) as manager, _store_beside(kind, directory) as provider:
+            bench = Bench(f"SQLite + {kind}", manager, provider, data, StoredEmbedder(data))
+            await bench.fill()
+            return [await bench.measure(mode) for mode in MODES if mode != "text"]
+
+
+def _measure(kind: str, data: Data) -> List[Dict[str, Any]]:
+    if kind == "sqlite":
+        with tempfile.TemporaryDirectory() as directory:
+            return asyncio.run(run(f"sqlite:///{directory}/memory.sqlite3", data))
+    if kind == "postgresql":
+        with postgresql_contest.server() as url:
+            return asyncio.run(run(url, data))
+    return asyncio.run(run_beside(kind, data))
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(
         description="Evidence recall of conversations.search, by mode and back end."
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="directory of the LoCoMo files")
-    parser.add_argument("--only", choices=["sqlite", "postgresql"], help="one back end")
+    parser.add_argument(
+        "--only", action="append", choices=BACK_ENDS, help="this back end alone; may be given again"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     data = Data(arguments.data)
-    figures: List[Dict[str, Any]] = []
-    if arguments.only != "postgresql":
-        with tempfile.TemporaryDirectory() as directory:
-            figures += asyncio.run(run(f"sqlite:///{directory}/memory.sqlite3", data))
-    if arguments.only != "sqlite":
-        with postgresql_contest.server() as url:
-            figures += asyncio.run(run(url, data))
+    figures = [by_numpy(data)]
+    for kind in arguments.only or BACK_ENDS:
+        figures += _measure(kind, data)
     _print(figures, data)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -46,6 +46,7 @@ __all__ = [
     "append_many",
     "check_known",
     "condition_of",
+    "one_conversation",
     "refusal",
     "refusal_of",
 ]
@@ -261,11 +262,12 @@ def _one_message(tenant_id: str, conversation_id: str, fields: _Fields) -> Hasha
     return tenant_id, conversation_id, fields["client_message_id"] or fields["id"]
 
 
-def _one_conversation(tenant_id: str, conversation_id: str, *_: Any) -> Hashable:
+def one_conversation(tenant_id: str, conversation_id: str, *_: Any) -> Hashable:
+    """Return what calls share that change one conversation; of the arguments of an operation."""
     return tenant_id, conversation_id
 
 
-@write(atomic=False, batch=_append_batch, conflict_key=_one_message, order_key=_one_conversation)
+@write(atomic=False, batch=_append_batch, conflict_key=_one_message, order_key=one_conversation)
 async def append(tx: Transaction, tenant_id: str, conversation_id: str, fields: _Fields) -> Appended:
     """Append one message, whatever the conversation's last sequence is."""
     return await _append_one(tx, tenant_id, conversation_id, fields, _ANY)

@@ -110,27 +110,43 @@ def fuse(
         after: The same of those after it.
     """
     floor = min(meaning.values(), default=0.0)
-    first = _with_neighbours(words, before, after)
-    above = {place: score - floor for place, score in meaning.items()}
-    second = _with_neighbours(above, before, after)
-    first_scale = 1.0 / (max(first.values(), default=0.0) or 1.0)
-    second_scale = meaning_weight / (max(second.values(), default=0.0) or 1.0)
-    totals = {
-        place: first.get(place, 0.0) * first_scale + second.get(place, 0.0) * second_scale
-        for place in {**first, **second}
-    }
-    return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+    first = _with_neighbours(words, 0.0, before, after)
+    second = _with_neighbours(meaning, floor, before, after)
+    first_scale = 1.0 / (_highest(first) or 1.0)
+    second_scale = meaning_weight / (_highest(second) or 1.0)
+    nothing: Dict[int, float] = {}
+    totals: List[Tuple[float, Place]] = []
+    for conversation_id in {**first, **second}:
+        by_words = first.get(conversation_id, nothing)
+        by_meaning = second.get(conversation_id, nothing)
+        for sequence in {**by_words, **by_meaning}:
+            total = by_words.get(sequence, 0.0) * first_scale + by_meaning.get(sequence, 0.0) * second_scale
+            totals.append((-total, (conversation_id, sequence)))
+    totals.sort()
+    return [(place, -total) for total, place in totals]
+
+
+def _highest(spread: Mapping[str, Mapping[int, float]]) -> float:
+    return max((max(scores.values()) for scores in spread.values()), default=0.0)
 
 
 def _with_neighbours(
-    scores: Mapping[Place, float], before: Sequence[float], after: Sequence[float]
-) -> Dict[Place, float]:
-    totals: Dict[Place, float] = dict(scores)
+    scores: Mapping[Place, float], floor: float, before: Sequence[float], after: Sequence[float]
+) -> Dict[str, Dict[int, float]]:
+    """Return by conversation and sequence the scores above `floor`, each with its share for its neighbours."""
+    shares = [
+        *enumerate(before, 1),  # it stands before the one that gets the share
+        *((-distance, share) for distance, share in enumerate(after, 1)),
+    ]
+    # numbers as keys: pairs would take twice as long, and every score is looked up four times
+    grouped: Dict[str, Dict[int, float]] = {}
     for (conversation_id, sequence), score in scores.items():
-        for distance, share in enumerate(before, 1):  # it stands before the one that gets the share
-            place = (conversation_id, sequence + distance)
-            totals[place] = totals.get(place, 0.0) + share * score
-        for distance, share in enumerate(after, 1):
-            place = (conversation_id, sequence - distance)
-            totals[place] = totals.get(place, 0.0) + share * score
-    return totals
+        grouped.setdefault(conversation_id, {})[sequence] = score - floor
+    spread: Dict[str, Dict[int, float]] = {}
+    for conversation_id, own in grouped.items():
+        totals = spread[conversation_id] = dict(own)
+        for sequence, score in own.items():
+            for distance, share in shares:
+                place = sequence + distance
+                totals[place] = totals.get(place, 0.0) + share * score
+    return spread

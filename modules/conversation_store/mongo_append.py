@@ -31,7 +31,7 @@ from typing import (
 
 from modules.conversation_store import append as op
 from modules.conversation_store import transfer, turn_operations
-from modules.conversation_store.append import Appended, Condition, check_known
+from modules.conversation_store.append import Appended, Condition, check_known, one_conversation
 from modules.conversation_store.mongo_documents import (
     CONVERSATIONS,
     FORMS,
@@ -88,10 +88,6 @@ class _Batch(NamedTuple):
 
 #: Looks at the conversation as it is and decides what to append.
 _Choose = Callable[[State, int, Optional[Document]], Awaitable[_Batch]]
-
-
-def _one_conversation(tenant_id: str, conversation_id: str, *_: Any) -> Hashable:
-    return tenant_id, conversation_id
 
 
 def _one_key(key: Dict[str, Any], *_: Any) -> Hashable:
@@ -312,13 +308,13 @@ async def _append_batch(
     return outcomes
 
 
-@FORMS.form_of(op.append, turn=_one_conversation, batch=_append_batch)
+@FORMS.form_of(op.append, turn=one_conversation, batch=_append_batch)
 async def append(db: Documents, tenant_id: str, conversation_id: str, fields: _Fields) -> Appended:
     """Append one message, whatever the conversation's last sequence is."""
     return await _append_one(db, tenant_id, conversation_id, fields, _ANY)
 
 
-@FORMS.form_of(op.append_checked, turn=_one_conversation)
+@FORMS.form_of(op.append_checked, turn=one_conversation)
 async def append_checked(
     db: Documents, tenant_id: str, conversation_id: str, fields: _Fields, condition: Condition
 ) -> Appended:
@@ -326,7 +322,7 @@ async def append_checked(
     return await _append_one(db, tenant_id, conversation_id, fields, condition)
 
 
-@FORMS.form_of(op.append_many, turn=_one_conversation)
+@FORMS.form_of(op.append_many, turn=one_conversation)
 async def append_many(
     db: Documents, tenant_id: str, conversation_id: str, messages: Sequence[_Fields], condition: Condition
 ) -> List[Appended]:
@@ -359,7 +355,7 @@ async def _append_all(
     return places
 
 
-@FORMS.form_of(turn_operations.begin_turn, turn=_one_conversation)
+@FORMS.form_of(turn_operations.begin_turn, turn=one_conversation)
 async def begin_turn(
     db: Documents,
     tenant_id: str,

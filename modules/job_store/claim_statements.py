@@ -62,8 +62,8 @@ WITH RECURSIVE asked (queue) AS (
     SELECT queue, priority, count(*) AS n FROM heads GROUP BY queue, priority
 ), picked AS MATERIALIZED (
     SELECT job.* FROM shares s CROSS JOIN LATERAL (
-        SELECT j.ctid AS place, 1 AS a, 1 AS b, 1 AS c, j.tenant_id, j.id, j.concurrency_key, j.concurrency_limit
-        FROM atlas_jobs j WHERE {tenant} j.queue = s.queue AND {open} AND j.priority = s.priority
+        SELECT j.ctid AS place, 1 AS a, 1 AS b, 1 AS c, j.tenant_id, j.id, j.concurrency_key, j.concurrency_limit,
+            j.priority, j.run_at FROM atlas_jobs j WHERE {tenant} j.queue = s.queue AND {open} AND j.priority = s.priority
             AND j.run_at <= statement_timestamp() ORDER BY j.run_at LIMIT s.n FOR UPDATE SKIP LOCKED) AS job
 )"""
 
@@ -127,15 +127,16 @@ CLAIM_TENANT = Statement(
     .columns(**_COLUMNS)
 )
 
+# the first of a key takes its place, so the order matters
 _KEYED = _PICK + (
     " SELECT p.tenant_id, p.id, p.concurrency_key, p.concurrency_limit FROM picked p"
-    " WHERE :with_limits OR p.concurrency_key IS NOT NULL"
+    " ORDER BY p.priority DESC, p.run_at, p.id"
 )
 # a queue with a limit is asked for by itself, once its limit is known: `with_limits` lets it in
 _KEYED_PARTS = {"open": _OPEN, "limits": ":with_limits OR"}
 _KEYED_BINDS = (*binds("limit", "with_limits"), _QUEUES)
 _KEYED_COLUMNS = columns("tenant_id", "id", "concurrency_key", "concurrency_limit")
-#: Locks the first jobs that a plain claim leaves alone and gives their keys and limits; claims nothing.
+#: Locks the first jobs, whether they have a key or not, and gives their keys and limits; claims nothing.
 KEYED = Statement(
     postgresql=text(_KEYED.format(tenant=_ANY_TENANT, **_KEYED_PARTS))
     .bindparams(*_KEYED_BINDS)

@@ -98,7 +98,7 @@ async def claim_plain(tx: Transaction, wanted: Wanted) -> List[Row]:
 
 @write
 async def claim_keyed(tx: Transaction, wanted: Wanted, limit: int) -> List[Row]:
-    """Claim jobs with a concurrency key whose key has room, and park those whose key has none."""
+    """Claim the first jobs, those with a concurrency key while it has room, and park those whose key has none."""
     return await _claim_rounds(tx, wanted, list(wanted.queues), limit, with_limits=False)
 
 

@@ -128,6 +128,13 @@ class TestAppending:
         for writer in range(50):
             assert [n for _, author, n in seen if author == f"w{writer}"] == list(range(each))
 
+    async def test_messages_added_at_once_keep_the_order_of_the_calls(self, store: Any) -> None:
+        await store.create_conversation("c2")
+        await asyncio.gather(*[store.add_message(f"c{n % 2 + 1}", "user", n) for n in range(80)])
+        for first, name in enumerate(("c1", "c2")):
+            stored = await store.load_recent_messages(name, limit=100)
+            assert [message.content for message in stored] == list(range(first, 80, 2))
+
     async def test_batches_over_many_conversations_do_not_block_each_other(self, store: Any) -> None:
         names = [f"b{n}" for n in range(8)]
         for name in names:

@@ -324,6 +324,15 @@ async def test_a_key_that_waits_is_let_in_when_its_turn_is_given_up(jobs: Jobs) 
     assert claims[0].id in (third, fourth)
 
 
+async def test_what_needs_no_key_is_not_passed_over_for_what_waits_for_one(jobs: Jobs) -> None:
+    """Both jobs of the key are better; the one that may not run must not take the place of one that may."""
+    for priority in (1, 0):
+        await jobs.store.enqueue("h", priority=priority, concurrency_key="k", name=f"k{priority}")
+    await jobs.store.enqueue("h", priority=0, name="free")
+    assert [c.name for c in await jobs.queue.claim("w", limit=2)] == ["k1", "free"]
+    assert await jobs.queue.claim("w", limit=2) == []
+
+
 async def test_a_paused_queue_gives_nothing(jobs: Jobs) -> None:
     await jobs.store.enqueue_many([NewJob("h", queue=queue) for queue in ("a", "b", "a")])
     await jobs.queue.set_queue_limit("a", paused=True)

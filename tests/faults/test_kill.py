@@ -145,7 +145,7 @@ def test_postgresql_client(
 ) -> None:
     url = databases.url("postgresql", migrated=True)
     with _snapshots(url) as fetch:
-        landed = _kill_at(200, "sendto", 100, strace, url, tmp_path, child_environment, fetch)
+        landed = _kill_at(200, "sendto", 200, strace, url, tmp_path, child_environment, fetch)
     assert landed >= 190
 
 

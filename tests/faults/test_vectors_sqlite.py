@@ -23,6 +23,7 @@ from modules.storage.vectors.sqlite import SQLiteVectorProvider
 from modules.storage.vectors.sqlite_models import TABLES
 
 BATCH = 40
+KILLED_AFTER = [*range(1, 25), 40, 60, 80, 99] if os.environ.get("ATLAS_TEST_FULL") else [1, 7, 23]
 
 # Upserts batches and says after each that it was acknowledged; searches in between.
 _WRITER = """
@@ -73,7 +74,7 @@ def acknowledged(process: subprocess.Popen[str], wanted: int) -> List[int]:
     return [int(line) for line in lines if line.endswith("\n")]
 
 
-@pytest.mark.parametrize("wanted", [1, 7, 23])
+@pytest.mark.parametrize("wanted", KILLED_AFTER)
 async def test_a_killed_writer_leaves_what_was_acknowledged(
     tmp_path: Path, child_environment: Dict[str, str], wanted: int
 ) -> None:

@@ -172,3 +172,20 @@ def test_without_fractions_sql_decides_alone() -> None:
 def test_wide_filters_are_left_to_the_reference() -> None:
     assert parts_of(parse_filter({"a": {"$in": list(range(1000))}})) is None  # type: ignore[arg-type]
     assert parts_of(parse_filter({".".join("abcdefghijklmnopqrstuvwxyz"): 1})) is None  # type: ignore[arg-type]
+
+
+def test_the_twin_that_pgvector_searches_is_made_where_it_differs_alone() -> None:
+    from modules.storage.vectors.pgvector_filters import search_texts
+
+    plain = [encode_json({"lang": "en", "n": number}, "the metadata") for number in range(3)]
+    assert search_texts(plain) == []
+    for value, twin in (
+        (1e16, '{"x":10000000000000000}'),
+        ("\x01", '{"x":"\\u0001\\u0002"}'),
+        ("\x00", None),
+    ):
+        other = search_texts([*plain, encode_json({"x": value}, "the metadata")])
+        assert other[:3] == [None, None, None]
+        assert other[3] == (twin or '{"x":"\\u0001\\u0001"}')
+    # the end of one text and the beginning of the next are not one number
+    assert search_texts(["[1", "e2]"]) == []

@@ -44,6 +44,7 @@ DEFAULT_NAMESPACE = "default"
 # pgvector's limit for a stored vector, https://github.com/pgvector/pgvector#vector-type
 MAX_DIMENSION = 16_000
 MAX_METADATA_BYTES = 1024 * 1024
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,11 @@ def prepare_documents(
     matrix = prepare_matrix(_same_length(given, spec), spec, "a document's vector")
     prepared: Dict[Tuple[str, str], PreparedDocument] = {}
     for position, (document, vector) in enumerate(zip(given, matrix)):
-        item = _prepare(document, vector, namespace, position)
+        try:
+            item = _prepare(document, vector, namespace, "a document")
+        except InvalidValueError:
+            # again, for the text that says which: made for each of a thousand, such texts cost more than the checks
+            item = _prepare(document, vector, namespace, f"document {position}")
         key = (item.namespace, item.id)
         prepared.pop(key, None)
         prepared[key] = item
@@ -220,10 +225,11 @@ def _is_blank(given: Any) -> bool:
 def _same_length(
     given: List[VectorDocument], spec: CollectionSpec
 ) -> Union[List[Vector], NDArray[np.float32]]:
-    vectors = [document.vector for document in given]
-    if all(
-        type(item) is np.ndarray and item.dtype == np.float32 and item.shape == (spec.dimension,)
-        for item in vectors
+    vectors: List[Any] = [document.vector for document in given]
+    if (
+        set(map(type, vectors)) == {np.ndarray}
+        and {item.dtype for item in vectors} == {_FLOAT32}
+        and {item.shape for item in vectors} == {(spec.dimension,)}
     ):
         # the commonest: no look at each number
         whole: NDArray[np.float32] = np.concatenate(vectors).reshape(len(vectors), spec.dimension)
@@ -243,33 +249,30 @@ def _same_length(
 
 
 def _prepare(
-    document: VectorDocument, vector: NDArray[np.float32], namespace: Optional[str], position: int
+    document: VectorDocument, vector: NDArray[np.float32], namespace: Optional[str], what: str
 ) -> PreparedDocument:
-    """A thousand of these go into one upsert, so texts for errors are made for what is not the commonest only."""
     own = document.namespace
     if own is not None and namespace is not None and own != namespace:
-        raise InvalidValueError(f"document {position} names another namespace than the call")
+        raise InvalidValueError(f"{what} names another namespace than the call")
     chosen = own if own is not None else namespace
     content = document.content
     if content is not None and not (
         type(content) is str and len(content) <= MAX_TEXT_BYTES and content.isascii()
     ):
-        check_text(content, f"the content of document {position}")
+        check_text(content, f"the content of {what}")
     # the check against typing's Mapping costs more than all others together
     if type(document.metadata) is not dict and not isinstance(document.metadata, Mapping):
         raise InvalidValueError(
-            f"the metadata of document {position} is a {type(document.metadata).__name__}, not a mapping"
+            f"the metadata of {what} is a {type(document.metadata).__name__}, not a mapping"
         )
     metadata = dict(document.metadata)
     at = document.created_at
     return PreparedDocument(
         DEFAULT_NAMESPACE if chosen is None else check_identifier(chosen, "a namespace"),
-        new_id()
-        if _is_blank(document.id)
-        else check_identifier(document.id, f"the id of document {position}"),
+        new_id() if _is_blank(document.id) else check_identifier(document.id, "the id of " + what),
         vector,
         content,
         metadata,
-        encode_json(metadata, f"the metadata of document {position}", max_bytes=MAX_METADATA_BYTES),
-        None if at is None else require_utc(at, f"created_at of document {position}"),
+        encode_json(metadata, "the metadata of " + what, max_bytes=MAX_METADATA_BYTES),
+        None if at is None else require_utc(at, f"created_at of {what}"),
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from sqlalchemy import (
     ARRAY,
@@ -37,7 +37,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from modules.storage.vectors.filters import All, AnyOf, Comparison, Exists, Filter, Membership, Not
 from modules.store_common.values import decode_json
 
-__all__ = ["BoundFilter", "bind_filter", "filter_clause", "search_text"]
+__all__ = ["BoundFilter", "bind_filter", "filter_clause", "search_texts"]
 
 _ORDERINGS: Dict[str, ColumnElement[Any]] = {
     "$gt": literal_column("'strict $ ? (@ > $x || exists(@[*] ? (@ > $x)))'::jsonpath"),
@@ -54,14 +54,25 @@ _ABOVE_NUMBERS: ColumnElement[Any] = literal_column("'false'::jsonb")
 # More alternatives than this go into one array, which no index answers.
 _MAX_ALTERNATIVES = 16
 # In metadata JSON: NUL's escape, U+0001, and floats in exponent form; only then the twin differs from the text.
-_DIFFERS = re.compile("\ue000|\\\\u0001|[0-9][eE]\\+?[0-9]")
+_EXPONENT = re.compile("[0-9][eE]\\+?[0-9]")
 
 
-def search_text(metadata: Mapping[str, Any], metadata_json: str) -> Optional[str]:
-    """Return the JSON text of the column `search`, None when it is the same as `metadata_json`."""
-    if _DIFFERS.search(metadata_json) is None:
-        return None
-    return _json(decode_json(metadata_json))
+def _differs(text: str) -> bool:
+    return "\ue000" in text or "\\u0001" in text or _EXPONENT.search(text) is not None
+
+
+def search_texts(metadata_jsons: Sequence[str]) -> List[Optional[str]]:
+    """Return the JSON texts of the column `search`: None for one that is the same as the metadata's.
+
+    Args:
+        metadata_jsons: Of documents, as they are stored.
+
+    Returns:
+        As many; nothing when all are the same, as they nearly always are: then all are looked through at once.
+    """
+    if not _differs("\n".join(metadata_jsons)):
+        return []
+    return [_json(decode_json(text)) if _differs(text) else None for text in metadata_jsons]
 
 
 def _comparable(value: Any) -> Any:

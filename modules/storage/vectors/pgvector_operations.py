@@ -12,7 +12,7 @@ from modules.storage.statements import Row
 from modules.storage.vectors.checks import PreparedDocument
 from modules.storage.vectors.models import VectorDocument
 from modules.storage.vectors.pgvector_codec import pack_vectors, prepare_connection, unpack_vector
-from modules.storage.vectors.pgvector_filters import BoundFilter, search_text
+from modules.storage.vectors.pgvector_filters import BoundFilter, search_texts
 from modules.storage.vectors.pgvector_statements import CollectionStatements
 from modules.store_common.values import encode_text
 
@@ -45,16 +45,22 @@ def to_document(row: Row) -> VectorDocument:
 
 
 def _columns(documents: Sequence[PreparedDocument]) -> Mapping[str, Any]:
-    searches = [search_text(item.metadata, item.metadata_json) for item in documents]
+    # what is one throughout is not sent for each: unnest fills up shorter arrays with NULL
+    space = documents[0].namespace
+    namespaces = [item.namespace for item in documents]
+    metadata = [item.metadata_json for item in documents]
+    contents = [encode_text(item.content) for item in documents]
     created = [item.created_at for item in documents]
+    # np.stack would look at every vector once more
+    vectors = np.concatenate([item.vector for item in documents]).reshape(len(documents), -1)
     return {
-        "namespaces": [item.namespace for item in documents],
+        "space": space,
+        "namespaces": [] if namespaces.count(space) == len(namespaces) else namespaces,
         "ids": [item.id for item in documents],
-        "vectors": pack_vectors(np.stack([item.vector for item in documents])),
-        "contents": [encode_text(item.content) for item in documents],
-        "metadata": [item.metadata_json for item in documents],
-        # unnest fills up shorter arrays with NULL, so what is NULL throughout is not sent
-        "searches": [] if searches.count(None) == len(searches) else searches,
+        "vectors": pack_vectors(vectors),
+        "contents": [] if contents.count(None) == len(contents) else contents,
+        "metadata": metadata,
+        "searches": search_texts(metadata),
         "created": [] if created.count(None) == len(created) else created,
     }
 

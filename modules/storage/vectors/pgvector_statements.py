@@ -180,7 +180,7 @@ class CollectionStatements:
                 " AND name = CAST(:name AS text) AND physical = CAST(:physical AS text) FOR KEY SHARE)"
                 f" INSERT INTO {quote_identifier(self.physical)} AS t"
                 " (tenant_id, namespace, id, embedding, content, metadata, search, created_at)"
-                " SELECT CAST(:tenant AS text), d.namespace, d.id,"
+                " SELECT CAST(:tenant AS text), coalesce(d.namespace, CAST(:space AS text)), d.id,"
                 f" CAST(d.embedding AS {quote_identifier(self.options.column_type())}({int(self.dimension)})),"
                 " d.content, d.metadata::json, coalesce(d.search, d.metadata)::jsonb,"
                 " coalesce(d.created_at, statement_timestamp())"

@@ -29,6 +29,7 @@ _SAMPLE_TOP_K = 10
 #: Candidates asked for, for each result wanted: near-equal vectors change places by rounding.
 _OVERFETCH = 4
 _CHUNK = 10
+_ADDED_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def build(snapshot: Snapshot, options: AnnOptions) -> Optional[ApproximateIndex]
     kind = faiss.METRIC_L2 if euclidean else faiss.METRIC_INNER_PRODUCT
     index = faiss.IndexHNSWFlat(int(snapshot.vectors.shape[1]), _LINKS, kind)
     index.hnsw.efConstruction = _EFFORT_OF_BUILD
-    index.add(_prepared(snapshot.metric, snapshot.vectors))
+    for start in range(0, len(snapshot.vectors), _ADDED_ROWS):
+        # in parts: all of them scaled to length 1 would be in memory once more
+        index.add(_prepared(snapshot.metric, snapshot.vectors[start : start + _ADDED_ROWS]))
     made = ApproximateIndex(index, snapshot)
     made.measure(snapshot, options.recall)
     return made

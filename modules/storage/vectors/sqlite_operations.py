@@ -15,6 +15,7 @@ from modules.storage.vectors.errors import VectorNotFoundError
 from modules.storage.vectors.filters import Filter, matches
 from modules.storage.vectors.sqlite_filters import FilterParts, parts_of
 from modules.storage.vectors.sqlite_statements import (
+    BARE,
     BUMP,
     CHANGED,
     COLLECTION,
@@ -36,6 +37,7 @@ from modules.storage.vectors.sqlite_statements import (
     TOMBSTONES,
     UPSERT,
     VECTORS,
+    WITHOUT_VECTORS,
     find,
     following,
 )
@@ -64,8 +66,8 @@ __all__ = [
     "upsert",
 ]
 
-#: Rows read in one operation, so that others' reads come in between.
-CHUNK_ROWS = 20_000
+#: Rows read in one operation, so that others' reads come in between, and little is in memory twice.
+CHUNK_ROWS = 5_000
 #: Ids deleted in one call that still get a tombstone each; more: the caches load anew.
 _MAX_TOMBSTONES = 2_000
 _ALL_TOMBSTONES = 20_000
@@ -254,10 +256,21 @@ async def _forget_tombstones(tx: Transaction, place: Place, change: int) -> None
 
 
 @read
-async def get_documents(tx: Transaction, place: Place, ids: Sequence[str]) -> List[Row]:
-    """Return (id, change, created_at, metadata, content, vector) of those that are there."""
+async def get_documents(
+    tx: Transaction, place: Place, ids: Sequence[str], metadata: bool = True, vectors: bool = True
+) -> List[Row]:
+    """Return (id, change, created_at, metadata, content, vector) of those that are there.
+
+    Args:
+        tx: The transaction.
+        place: Where.
+        ids: Which.
+        metadata: False, without vectors: None stands for metadata and content.
+        vectors: False: None stands for the vector.
+    """
     await read_state(tx, place.tenant, place.collection)
-    return await tx.all(DOCUMENTS, **place.params, ids=_json(ids))
+    statement = DOCUMENTS if vectors else WITHOUT_VECTORS if metadata else BARE
+    return await tx.all(statement, **place.params, ids=_json(ids))
 
 
 @read(snapshot=True)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Callable, Coroutine, Dict, List, Optional, Sequence, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modules.storage.operations import Executor
 from modules.storage.statements import Row
@@ -32,6 +33,7 @@ _ATTEMPTS = 5
 # Multiplications that are done at once on the loop: less than the way to a thread and back costs (about 0.1 ms).
 _TRIFLE = 200_000
 _STREAM_ROWS = 5_000
+_NO_VECTOR: NDArray[np.float32] = np.empty(0, dtype=np.float32)
 
 
 class Search:
@@ -197,7 +199,12 @@ class Search:
         ids = list(dict.fromkeys(hit[0] for found in hits for hit in found))
         if not ids:
             return [SearchResults() for _ in hits]
-        rows = await self._executor.run(operations.get_documents, self._place, ids)
+        query = self._query
+        # the filter looks at the metadata once more
+        metadata = query.include_metadata or query.filter is not None
+        rows = await self._executor.run(
+            operations.get_documents, self._place, ids, metadata, query.include_vectors
+        )
         by_id = {row[0]: row for row in rows}
         return [self._answer(found, by_id) for found in hits]
 
@@ -222,7 +229,7 @@ def document_of(row: Row, namespace: str, *, metadata: bool = True, vector: bool
     item, _, created_at, details, content, blob = row[:6]
     return VectorDocument(
         id=item,
-        vector=np.frombuffer(blob if vector else b"", dtype="<f4").astype(np.float32),
+        vector=np.frombuffer(blob, dtype="<f4").astype(np.float32) if vector else _NO_VECTOR,
         content=content if metadata else None,
         metadata=details if metadata else {},
         namespace=namespace,

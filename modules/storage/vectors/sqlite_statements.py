@@ -29,6 +29,7 @@ from modules.storage.vectors.sqlite_models import VectorCollectionRow, VectorRow
 
 __all__ = [
     "AGES",
+    "BARE",
     "BUMP",
     "CHANGED",
     "COLLECTION",
@@ -51,6 +52,7 @@ __all__ = [
     "TOMBSTONES",
     "UPSERT",
     "VECTORS",
+    "WITHOUT_VECTORS",
     "find",
     "following",
 ]
@@ -167,17 +169,17 @@ COUNT = Statement(select(func.count()).select_from(_V).where(_ROWS))
 COUNT_ALL = Statement(select(func.count()).select_from(_V).where(_ALL_ROWS))
 _DOCUMENT = [_V.c.id, _V.c.change, _V.c.created_at, _V.c.metadata, _V.c.content, _V.c.vector]
 DOCUMENTS = Statement(select(*_DOCUMENT).where(_ROWS, _GIVEN_IDS))
+#: The same with nothing in the place of the vector, whose pages then are not read, ...
+WITHOUT_VECTORS = Statement(select(*_DOCUMENT[:5], null()).where(_ROWS, _GIVEN_IDS))
+#: ... and of metadata and content as well.
+BARE = Statement(select(*_DOCUMENT[:3], null(), null(), null()).where(_ROWS, _GIVEN_IDS))
 VECTORS = Statement(select(_V.c.id, _V.c.change, _V.c.vector).where(_ROWS, _GIVEN_IDS))
 _AFTER = bindparam("after", type_=Identifier)
 _LIMIT = bindparam("limit", type_=BigInteger())
 #: The next rows in the order of their changes, for a matrix.
 CHANGED = Statement(
     select(_V.c.id, _V.c.change, _V.c.vector)
-    .where(
-        _ROWS,
-        _V.c.change >= bindparam("seen", type_=BigInteger()),
-        (_V.c.change > bindparam("seen", type_=BigInteger())) | (_V.c.id > _AFTER),
-    )
+    .where(_ROWS, tuple_(_V.c.change, _V.c.id) > tuple_(bindparam("seen", type_=BigInteger()), _AFTER))
     .order_by(_V.c.change, _V.c.id)
     .limit(_LIMIT)
 )
