@@ -7,6 +7,9 @@ to be had, one that reads which are marked. Whoever loses looks again. Queues wi
 those that were not used: a process that dies between starts fewer jobs than it may, never more.
 
 Calls of one process that wait for each other share the look, each taking its jobs in the order of the calls.
+
+An earlier release puts jobs with a concurrency key into queues without marking them. So that none of them is passed over for
+long, one claim a second of each process reads what is due first, and marks the queue when that has a key.
 """
 
 from __future__ import annotations
@@ -18,10 +21,8 @@ from typing import Any, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tu
 from modules.job_store.claims import Wanted, claim_in_turn
 from modules.job_store.mongo_documents import ATTEMPTS, FORMS, JOBS, QUEUES, claim_row
 from modules.job_store.mongo_queues import (
-    OPEN,
     QueueRules,
     filled,
-    is_known_open,
     limits_of,
     look_at_queues,
     mark_keyed,
@@ -41,7 +42,7 @@ __all__ = ["claim", "next_due_in"]
 _ROUNDS = 10
 # Jobs that one look reads at most, for however many calls.
 _MOST_AT_ONCE = 1000
-# How long jobs with a key in queues without its mark may be passed over, in seconds: what an earlier release put there.
+# How long a job with a key in a queue that is not marked may be passed over, in seconds.
 _HEADS_S = 1.0
 _BEST_FIRST = [("pr", -1), ("ra", 1)]
 
@@ -78,9 +79,8 @@ async def _claim(db: Documents, calls: Sequence[Wanted]) -> List[List[Row]]:
     """Claim for calls that ask for jobs of the same queues and tenant; what is due first is for the first of them."""
     now = await db.now()
     claimed: List[List[Document]] = [[] for _ in calls]
-    queues = calls[0].queues
-    rules = OPEN if is_known_open(db, queues) else await look_at_queues(db, queues)
-    if rules is OPEN and len(calls) == 1 and calls[0].limit == 1 and _heads_were_read(db, calls[0]):
+    rules = await look_at_queues(db, calls[0].queues)
+    if rules.are_open and len(calls) == 1 and calls[0].limit == 1 and _heads_were_read(db, calls[0]):
         found = await _take_first(db, calls[0], now)
         claimed[0] += [] if found is None else [found]
     if not claimed[0]:
@@ -90,7 +90,7 @@ async def _claim(db: Documents, calls: Sequence[Wanted]) -> List[List[Row]]:
 
 
 async def _take_first(db: Documents, wanted: Wanted, now: int) -> Optional[Document]:
-    """Claim the first due job of open queues; one with a key is not for us, in case that there is one all the same."""
+    """Claim the first due job of open queues; one with a key, if there is one all the same, is not had like that."""
     where = {**_claimable(wanted, wanted.queues, now), "ck": None}
     return await db.change(JOBS, where, _taking(wanted, now), sort=_BEST_FIRST)
 
@@ -114,23 +114,14 @@ async def _look_and_take(
         heads = await _heads(db, first, rules.limited, most, now)
         if not heads:
             break
-        await _mark_keyed_queues(db, first, rules, heads)
+        for queue in {job["q"] for job in heads if job["ck"] is not None} - rules.keyed:
+            await mark_keyed(db, queue)
         heads = await _within_limits(db, heads, rules.limited, now)
         picks = [_Pick(caller, calls[caller], job) for caller, job in zip(seats, heads)]
         got = await _take_all(db, picks, now)
         await _give_tokens_back(db, heads, [job for _, job in got], rules.limited)
         for caller, job in got:
             claimed[caller].append(job)
-
-
-async def _mark_keyed_queues(
-    db: Documents, wanted: Wanted, rules: QueueRules, heads: Sequence[Document]
-) -> None:
-    """Mark the queues that have jobs with a key without it having been written down."""
-    for queue in {job["q"] for job in heads if job["ck"] is not None} - rules.keyed:
-        await mark_keyed(db, queue)
-        db.remember(("open", wanted.queues), None)
-        db.remember(("heads", _same_jobs(wanted)), None)
 
 
 def _claimable(wanted: Wanted, queues: Sequence[str], now: int) -> Dict[str, Any]:
@@ -190,30 +181,27 @@ async def _take_plain(db: Documents, picks: Sequence[_Pick], now: int) -> List[T
         found = await db.change(JOBS, {"_id": picks[0].job["_id"], **still}, _taking(first, now))
         return [] if found is None else [(picks[0].caller, found)]
     mark = new_id()
-    ids = {"$in": [pick.job["_id"] for pick in picks]}
-    versions = {pick.job["v"] for pick in picks}
-    if len({(pick.wanted.worker, pick.wanted.lease_us) for pick in picks}) == 1:
-        unchanged = {"v": versions.pop()} if len(versions) == 1 else {}
-        change = _taking(first, now, ct=mark)
-        matched = await db.update(JOBS, {"_id": ids, **unchanged, **still}, change, many=True)
-    else:
-        unchanged = {"v": "each"}
-        steps: List[Tuple[Document, Document]] = [
-            (
-                {"_id": pick.job["_id"], "v": pick.job["v"], **still},
-                _taking(pick.wanted, now, ct=mark),
-            )
-            for pick in picks
-        ]
-        matched = await db.update_each(JOBS, steps)
-    if unchanged and matched == len(picks):
+    matched = await _mark_all(db, picks, still, mark, now)
+    if matched == len(picks):
         # all of them, and none has changed since it was read: they need not be read again
         return [(pick.caller, _taken(pick, now)) for pick in picks]
     if not matched:
         return []
     callers = {pick.job["_id"]: pick.caller for pick in picks}
-    marked = await db.find(JOBS, {"_id": ids, "ct": mark, "st": "running"})
+    marked = await db.find(JOBS, {"_id": {"$in": list(callers)}, "ct": mark, "st": "running"})
     return [(callers[job["_id"]], job) for job in marked]
+
+
+async def _mark_all(db: Documents, picks: Sequence[_Pick], still: Dict[str, Any], mark: str, now: int) -> int:
+    """Claim those of `picks` that have not changed since they were read; return how many."""
+    changes: List[Tuple[Document, Document]] = [
+        ({"_id": pick.job["_id"], **still, "v": pick.job["v"]}, _taking(pick.wanted, now, ct=mark)) for pick in picks
+    ]  # fmt: skip
+    where, change = changes[0]
+    if all(other[0]["v"] == where["v"] and other[1] == change for other in changes):
+        ids = {"$in": [pick.job["_id"] for pick in picks]}
+        return await db.update(JOBS, {**where, "_id": ids}, change, many=True)
+    return await db.update_each(JOBS, changes)
 
 
 async def _take_keyed(db: Documents, wanted: Wanted, job: Document, now: int) -> Optional[Document]:

@@ -1,36 +1,32 @@
 """The job store in MongoDB: what a claim has to know of its queues.
 
-That is their limits, and whether jobs with a concurrency key are put into them. A queue of which neither is written down is
-open: any due job of it may be taken by one command, the first by priority and time. A claim looks, unless this process
-looked less than a fifth of a second ago and found its queues open. To let nobody be wrong by that, whoever gives a queue
-a limit, or its first job with a key, writes it down and waits until every such look is over:
+That is their limits, and whether jobs with a concurrency key are put into them, which stand in one document per queue: a
+claim reads both by one look. A queue of which neither is written down is open: the first due job of it by priority and time
+may be taken by one command, without being read before.
 
-    write it down  ->  wait  ->  say that the queue is limited, or insert the job
+Whoever puts the first job with a key into a queue marks the queue before, and the mark stays. So a claim that begins after
+such a job went in sees the mark. What dies between leaves a mark too many, which costs a command more for each claim. Safety
+does not hang on marks: no job with a key is taken without its key's place. Only the order of jobs does, and only where an
+earlier release, which knows no marks, puts jobs with keys in: see `mongo_claims`.
 
-The mark of keys stays for good, so one call in the life of a queue waits for it. What dies between leaves a mark too many,
-which costs a look. A job with a key in a queue without the mark (put there by an earlier release) is never taken without its
-key's place: claims that read what is due first, one a second at least, find it there and mark its queue.
+To an earlier release a marked queue is one with a limit that limits nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from modules.job_store.mongo_documents import ATTEMPTS, FORMS, QUEUES
 from modules.job_store.records import QueueLimit
 from modules.job_store.upkeep import limits as limits_operation
 from modules.job_store.upkeep import set_limit as set_limit_operation
-from modules.storage.documents import Document, Documents, key_of
+from modules.storage.documents import Document, Documents
 from modules.store_common.errors import AlreadyExistsError, ConcurrencyError
 
 __all__ = [
-    "OPEN",
     "QueueRules",
     "filled",
-    "is_known_open",
     "limits",
     "limits_of",
     "look_at_queues",
@@ -41,16 +37,12 @@ __all__ = [
     "tokens_of",
 ]
 
-_OPEN_S = 0.2
-#: Longer than a look is good for, on whatever machine: monotonic clocks differ by less than a tenth.
-_WAIT_S = 0.25
-# A mark that is older was waited for by everybody, whatever two clocks differ by.
-_SURE_US = 5_000_000
 _MOST_LIMITS = 1000
+_NO_LIMIT: Dict[str, Any] = {"paused": 0, "rate": None, "burst": None, "tokens": None}
 
 
 class QueueRules(NamedTuple):
-    """What was found out about queues.
+    """What holds for queues.
 
     Attributes:
         limited: The limits of those that have one.
@@ -60,39 +52,32 @@ class QueueRules(NamedTuple):
     limited: Dict[str, Document]
     keyed: Set[str]
 
-
-#: Nothing holds: the queues are open. Never changed.
-OPEN = QueueRules({}, set())
-
-
-def _mark_of(queue: str) -> str:
-    return key_of("keyed", queue)
+    @property
+    def are_open(self) -> bool:
+        """Whether nothing holds for any of them."""
+        return not self.limited and not self.keyed
 
 
 async def look_at_queues(db: Documents, queues: Sequence[str]) -> QueueRules:
-    """Return what holds for `queues`; where that is nothing, they are known to be open for a moment."""
-    looked_at = time.monotonic()
-    marks = {_mark_of(queue): queue for queue in queues}
-    found = {item["_id"]: item for item in await db.find(QUEUES, {"_id": {"$in": [*queues, *marks]}})}
-    if not found:
-        db.remember(("open", queues), looked_at)
-        return OPEN
-    db.remember(("open", queues), None)
-    keyed = {queue for mark, queue in marks.items() if mark in found}
-    return QueueRules({queue: found[queue] for queue in queues if queue in found}, keyed)
+    """Return what holds for `queues`."""
+    found = await _documents_of(db, queues)
+    limited = {item["_id"]: item for item in found if _limits(item)}
+    return QueueRules(limited, {item["_id"] for item in found if item.get("k")})
 
 
-def is_known_open(db: Documents, queues: Sequence[str]) -> bool:
-    """Return whether a look that is still good found all of `queues` open."""
-    looked_at = db.remembered(("open", queues))
-    return looked_at is not None and time.monotonic() - looked_at < _OPEN_S
+async def _documents_of(db: Documents, queues: Sequence[str]) -> List[Document]:
+    return await db.find(QUEUES, {"_id": queues[0] if len(queues) == 1 else {"$in": list(queues)}})
+
+
+def _limits(item: Document) -> bool:
+    return bool(item["paused"]) or item["rate"] is not None
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
 async def note_keys(db: Documents, jobs: Iterable[Mapping[str, Any]]) -> None:
-    """Write down which queues will have jobs with a key, before they have them.
+    """Mark the queues that will have jobs with a key, before they have them.
 
     Args:
         db: The collections.
@@ -100,19 +85,26 @@ async def note_keys(db: Documents, jobs: Iterable[Mapping[str, Any]]) -> None:
     """
     for queue in {job["queue"] for job in jobs if job["concurrency_key"] is not None}:
         if db.remembered(("keyed", queue)) is None:
-            if not await mark_keyed(db, queue):
-                await asyncio.sleep(_WAIT_S)
+            await mark_keyed(db, queue)
             db.remember(("keyed", queue), True)
 
 
-async def mark_keyed(db: Documents, queue: str) -> bool:
-    """Write down that a queue has jobs with a key; return whether that has long been so."""
-    now = await db.now()
-    found = await db.find_one(QUEUES, {"_id": _mark_of(queue)})
-    if found is not None:
-        return bool(now - found["at"] > _SURE_US)
-    await db.upsert_each(QUEUES, [({"_id": _mark_of(queue)}, {"$setOnInsert": {"at": now}})])
-    return False
+async def mark_keyed(db: Documents, queue: str) -> None:
+    """Write down that jobs with a key are put into a queue."""
+    for _ in range(ATTEMPTS):
+        if await db.update(QUEUES, {"_id": queue}, {"$set": {"k": 1}}):
+            return
+        new = {"_id": queue, **_NO_LIMIT, "at": await db.now(), "r": new_mark(), "k": 1}
+        try:
+            await db.insert(QUEUES, [new])
+            return
+        except AlreadyExistsError:
+            continue
+    raise _kept_changing(queue)
+
+
+def _kept_changing(queue: str) -> ConcurrencyError:
+    return ConcurrencyError(f"the limit of queue {queue!r} kept changing; try again")
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------
@@ -120,7 +112,7 @@ async def mark_keyed(db: Documents, queue: str) -> bool:
 
 async def limits_of(db: Documents, queues: Sequence[str]) -> List[Document]:
     """Return the limits of `queues`."""
-    return await db.find(QUEUES, {"_id": queues[0] if len(queues) == 1 else {"$in": list(queues)}})
+    return [item for item in await _documents_of(db, queues) if _limits(item)]
 
 
 def tokens_of(limit: Document, now: int, most: int = 2**31) -> int:
@@ -144,14 +136,8 @@ def new_mark() -> int:
 async def set_limit(db: Documents, limit: QueueLimit) -> None:
     """Limit a queue, or take its limit away."""
     if not limit.paused and limit.rate_per_s is None:
-        await db.delete(QUEUES, {"_id": limit.queue})
+        await _take_away(db, limit.queue)
         return
-    await _set_limit(db, limit)
-    # no claim that begins after this call has ended is to miss it
-    await asyncio.sleep(_WAIT_S)
-
-
-async def _set_limit(db: Documents, limit: QueueLimit) -> None:
     burst = limit.burst if limit.burst is not None else limit.rate_per_s
     burst = None if burst is None else max(1.0, burst)
     for _ in range(ATTEMPTS):
@@ -175,11 +161,24 @@ async def _set_limit(db: Documents, limit: QueueLimit) -> None:
         where = {"_id": limit.queue, "r": found["r"]}
         if await db.update(QUEUES, where, {"$set": {**fields, "tokens": tokens}}):
             return
-    raise ConcurrencyError(f"the limit of queue {limit.queue!r} kept changing; try again")
+    raise _kept_changing(limit.queue)
+
+
+async def _take_away(db: Documents, queue: str) -> None:
+    """Take a limit away; the mark of a queue stays."""
+    for _ in range(ATTEMPTS):
+        if await db.update(QUEUES, {"_id": queue, "k": 1}, {"$set": {**_NO_LIMIT, "r": new_mark()}}):
+            return
+        if await db.delete(QUEUES, {"_id": queue, "k": {"$exists": False}}):
+            return
+        if await db.find_one(QUEUES, {"_id": queue}, fields=("k",)) is None:
+            return
+    raise _kept_changing(queue)
 
 
 @FORMS.form_of(limits_operation)
 async def limits(db: Documents) -> List[QueueLimit]:
     """Return the limits of all queues that have one."""
-    found = await db.find(QUEUES, {"paused": {"$gte": 0}}, sort=[("_id", 1)], limit=_MOST_LIMITS)
+    where = {"$or": [{"paused": 1}, {"rate": {"$ne": None}}]}
+    found = await db.find(QUEUES, where, sort=[("_id", 1)], limit=_MOST_LIMITS)
     return [QueueLimit(item["_id"], bool(item["paused"]), item["rate"], item["burst"]) for item in found]

@@ -1,8 +1,7 @@
 """The job store in MongoDB: what is behind a job.
 
 Runs that ended and events are first in its own document, with the change that made them, and are moved to their own
-collections later, when there are many: by the next claim, or by the change that brought the last event. So a job that
-succeeds at once, or after few attempts, never needs that.
+collections later: by the next claim, or when there are many.
 
 Moving is: add what is not there yet (keys decide), then take it out of the job if nothing came to it meanwhile. So a process
 that dies between leaves some in both places, and readers take each once.
@@ -18,12 +17,8 @@ from modules.storage.documents import Document, Documents, key_of
 
 __all__ = ["move_trail", "run_document", "run_of", "runs_before", "runs_since"]
 
-# One more of these makes the document move all of them.
+# An event more makes the document move all of them.
 _MOST_EVENTS = 50
-_MOST_RUNS = 5
-# Errors and results of more characters, or any beside so large a payload, are moved at once: a document has its limit.
-_MOST_TEXT = 8_192
-_LARGE_PAYLOAD = 1_000_000
 
 
 def run_document(job: Document, number: int, status: str, now: int, **fields: Any) -> Document:
@@ -39,9 +34,9 @@ def run_of(job_id: str, run: Document) -> JobRun:
     )  # fmt: skip
 
 
-async def move_trail(db: Documents, jobs: Sequence[Document]) -> None:
-    """Move the runs and events of those of `jobs` that have many to their own collections."""
-    full = [job for job in jobs if _has_many(job)]
+async def move_trail(db: Documents, jobs: Sequence[Document], *, most_events: int = _MOST_EVENTS) -> None:
+    """Move the runs of `jobs`, and their events where they are many, to their own collections."""
+    full = [job for job in jobs if job["er"] or len(job["ev"]) > most_events]
     if not full:
         return
     runs = [(job, run) for job in full for run in job["er"]]
@@ -58,14 +53,6 @@ async def move_trail(db: Documents, jobs: Sequence[Document]) -> None:
         for job in full
     ]
     await db.update_each(JOBS, changes)
-
-
-def _has_many(job: Document) -> bool:
-    runs = job["er"]
-    if len(runs) > _MOST_RUNS or len(job["ev"]) > _MOST_EVENTS:
-        return True
-    most = 0 if len(job["pl"]) > _LARGE_PAYLOAD else _MOST_TEXT
-    return sum(len(run.get(name) or "") for run in runs for name in ("err", "res")) > most
 
 
 def _added(job: Document, part: Document, place: Any) -> Tuple[Document, Document]:

@@ -7,14 +7,14 @@ import os
 import random
 import signal
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, AsyncIterator, Dict, List
 
 import pytest
 
 from modules.job_store.maintenance import JobMaintenance
-from modules.job_store.mongo_documents import BATCHES, JOBS, RUNS, SCHEDULES, SLOTS, STAGED
+from modules.job_store.mongo_documents import BATCHES, JOBS, QUEUES, RUNS, SCHEDULES, SLOTS, STAGED
 from modules.job_store.records import ClaimedJob, NewJob, RetryPolicy
 from modules.job_store.schedules import Recurrence
 from modules.storage.documents import key_of
@@ -118,6 +118,82 @@ async def test_a_place_that_was_not_given_back_is_taken_back(jobs: Jobs) -> None
 
     assert (await _one(jobs)).id == second
     assert await jobs.status(first) == "succeeded"
+
+
+async def test_a_job_with_a_key_in_a_queue_without_a_mark_is_not_passed_over(jobs: Jobs) -> None:
+    """An earlier release put it there; a claim that reads what is due first finds it and marks the queue."""
+    await jobs.store.enqueue_many([NewJob("h", n) for n in range(3)])
+    await jobs.store.enqueue("h", "keyed", priority=5, concurrency_key="k")
+    assert await _db(jobs).delete(QUEUES, {}) == 1
+    first = await jobs.queue.claim("w")
+    assert [claim.payload for claim in first] == ["keyed"]
+    assert (await _db(jobs).find_one(JOBS, {"id": first[0].id}))["ht"], "it has its place"
+    mark = await _db(jobs).find_one(QUEUES, {"_id": "default"})
+    assert (mark["k"], mark["paused"], mark["rate"]) == (1, 0, None), "earlier releases take it for no limit"
+    assert await jobs.queue.list_queue_limits() == []
+
+
+async def test_a_mark_outlives_the_limit_of_its_queue(jobs: Jobs) -> None:
+    await jobs.queue.set_queue_limit("default", rate_per_s=2.0)
+    await jobs.store.enqueue("h", concurrency_key="k")
+    assert [limit.rate_per_s for limit in await jobs.queue.list_queue_limits()] == [2.0]
+    await jobs.queue.set_queue_limit("default")
+    assert await jobs.queue.list_queue_limits() == []
+    assert [found["k"] for found in await _db(jobs).find(QUEUES, {})] == [1]
+    await jobs.queue.set_queue_limit("default", paused=True)
+    await jobs.queue.set_queue_limit("other", paused=True)
+    assert [limit.queue for limit in await jobs.queue.list_queue_limits()] == ["default", "other"]
+    assert await jobs.queue.claim("w") == []
+    await jobs.queue.set_queue_limit("other")
+    assert await _db(jobs).count(QUEUES, {}) == 1
+
+
+async def test_claims_at_once_get_each_its_own_jobs(jobs: Jobs) -> None:
+    """They share a look; each has its own worker and lease."""
+    await jobs.store.enqueue_many([NewJob("h", n, priority=n % 3) for n in range(20)])
+    asked = {f"w{n}": (1 + n % 3, 60 + 10 * n) for n in range(8)}
+    parts = await asyncio.gather(
+        *[jobs.queue.claim(name, limit=most, lease_s=lease_s) for name, (most, lease_s) in asked.items()]
+    )
+
+    assert [len(part) for part in parts] == [most for most, _ in asked.values()]
+    claims = {claim.id: claim for part in parts for claim in part}
+    assert len(claims) == sum(len(part) for part in parts)
+    assert sorted(claim.priority for claim in claims.values()) == [0] * 2 + [1] * 7 + [2] * 6
+    for (name, (_, lease_s)), part in zip(asked.items(), parts):
+        for claim in part:
+            job = await jobs.store.require(claim.id)
+            assert (job.status, job.worker, job.runs, job.attempts) == ("running", name, claim.fence, 1)
+            assert job.lease_until == claim.lease_until == claim.claimed_at + timedelta(seconds=lease_s)
+    await asyncio.gather(*[jobs.queue.complete(claim) for claim in claims.values()])
+    assert (await jobs.store.counts())["succeeded"] == len(claims)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("calls", [1, 3])
+async def test_a_claim_gives_out_only_what_it_took_itself(jobs: Jobs, calls: int, taken: bool) -> None:
+    """Another client changes a job, or takes it, after it was read: it is not given out as it was read."""
+    ids = await jobs.store.enqueue_many([NewJob("h", n) for n in range(6)])
+    db = _db(jobs)
+    name = "update" if calls == 1 else "update_each"
+    given = getattr(db, name)
+
+    async def overtaken(*args: Any, **kwargs: Any) -> int:
+        setattr(db, name, given)
+        if taken:
+            await jobs.queue.claim("other", ["default", "elsewhere"])
+        else:
+            await jobs.store.update(ids[0], payload="changed")
+        return int(await given(*args, **kwargs))
+
+    setattr(db, name, overtaken)
+    parts = await asyncio.gather(*[jobs.queue.claim(f"w{n}", limit=3 // calls) for n in range(calls)])
+    claims = [claim for part in parts for claim in part]
+    assert getattr(db, name) == given, "it was overtaken"
+    assert {claim.id for claim in claims} == set(ids[1:4] if taken else ids[:3])
+    for claim in claims:
+        job = await jobs.store.require(claim.id)
+        assert (job.payload, job.runs, job.worker[:1]) == (claim.payload, claim.fence, "w")
 
 
 async def test_runs_on_their_way_are_seen_once(jobs: Jobs) -> None:

@@ -77,11 +77,11 @@ class MongoExecutor:
         try:
             if form.turn is None:
                 return await self._pool.finish(form.function(self._documents, *args, **kwargs), seconds)
-            return await self._in_turn(form, args, seconds)
+            return await within(self._in_turn(form, args), seconds)
         except asyncio.TimeoutError as exc:
             raise _too_late() from exc
 
-    async def _in_turn(self, form: Form, args: Tuple[Any, ...], seconds: float) -> Any:
+    async def _in_turn(self, form: Form, args: Tuple[Any, ...]) -> Any:
         loop = asyncio.get_running_loop()
         key = (loop, form.turn(*args) if form.turn is not None else None)
         turn = self._turns.get(key)
@@ -93,12 +93,9 @@ class MongoExecutor:
             turn.task = loop.create_task(self._serve(key, turn), name="atlas-storage-mongo-turn")
             self._pool.track(turn.task)
         try:
-            await asyncio.wait([call.outcome], timeout=seconds)
-            if call.outcome.done():
-                return call.outcome.result()
-            raise asyncio.TimeoutError
+            return await call.outcome
         finally:
-            call.leave()
+            call.is_wanted = False
 
     async def _serve(self, key: Any, turn: _Turn) -> None:
         """Serve the calls of one turn until none waits; never raises."""
@@ -141,12 +138,6 @@ class _Call:
         self.args = args
         self.outcome = outcome
         self.is_wanted = True
-
-    def leave(self) -> None:
-        """The caller waits no longer: what becomes of the call is for nobody."""
-        self.is_wanted = False
-        if not self.outcome.cancel() and not self.outcome.cancelled():
-            self.outcome.exception()
 
     def settle(self, outcome: Any) -> None:
         if self.outcome.done():
