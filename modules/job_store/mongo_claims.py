@@ -116,6 +116,7 @@ async def _look_and_take(
             break
         for queue in {job["q"] for job in heads if job["ck"] is not None} - rules.keyed:
             await mark_keyed(db, queue)
+            rules.keyed.add(queue)
         heads = await _within_limits(db, heads, rules.limited, now)
         picks = [_Pick(caller, calls[caller], job) for caller, job in zip(seats, heads)]
         got = await _take_all(db, picks, now)
