@@ -69,8 +69,9 @@ def test_doctor_says_where_each_setting_comes_from(cli: Any) -> None:
         "source": "environment ATLAS_SQL_COMMAND_TIMEOUT_S",
     }
     assert found["settings"]["sql.pool.size"]["source"] == "default"
-    shown = cli("doctor", "--url", "sqlite:///other.sqlite3", code=1).stdout
+    shown = cli("doctor", "--url", "sqlite:///other.sqlite3", code=1, ATLAS_SQL_PORT="5999").stdout
     assert "--url" in shown
+    assert "5999" in shown
     assert "run: atlas-storage init" in shown
 
 

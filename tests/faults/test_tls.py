@@ -236,6 +236,41 @@ async def test_a_client_certificate_that_is_not_there(
         await _is_refused(_pool(port, database, options=options), caplog, "sslcert")
 
 
+@pytest.mark.parametrize("mode", ["require", "verify-full"])
+async def test_a_key_under_a_password(
+    serve: Any, database: str, papers: Papers, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    locked = papers.ours.lock(papers.client, f"{CANARY}-key")
+    # with `require` and no authority nothing is checked, and the files are read by asyncpg itself
+    options = f"?sslmode={mode}&sslcert={locked.certificate}&sslkey={locked.key}"
+    if mode == "verify-full":
+        options += f"&sslrootcert={papers.ours.certificate}"
+    with serve("right", more=_asks_for_one(papers)) as port:
+        await _works(_pool(port, database, options=f"{options}&sslpassword={CANARY}-key"))
+        await _is_refused(_pool(port, database, options=f"{options}&sslpassword={CANARY}"), caplog, "sslkey")
+
+
+# --- revoked certificates ------------------------------------------------------------------------------------------
+
+
+async def test_a_server_whose_certificate_was_revoked(
+    serve: Any, database: str, papers: Papers, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = f"?sslmode=verify-full&sslrootcert={papers.ours.certificate}&sslcrl="
+    others, this = papers.ours.revoke(papers.client), papers.ours.revoke(papers.servers["right"])
+    with serve("right") as port:
+        await _works(_pool(port, database, options=f"{options}{others}"))
+        await _is_refused(_pool(port, database, options=f"{options}{this}"), caplog, "TLS connection")
+
+
+async def test_a_list_of_revoked_certificates_that_is_not_there(
+    serve: Any, database: str, papers: Papers, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = f"?sslmode=verify-full&sslrootcert={papers.ours.certificate}&sslcrl=/no/such.pem"
+    with serve("right") as port:
+        await _is_refused(_pool(port, database, options=options), caplog, "sslcrl")
+
+
 # --- what goes without a check ------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,28 @@ class Authority:
                       "-out", made.certificate)  # fmt: skip
         made.key.chmod(0o644)
         return made
+
+    def revoke(self, *revoked: Identity) -> Path:
+        """Return a PEM file that lists what this authority does not stand by any more."""
+        kept = Path(tempfile.mkdtemp(prefix="revoked-", dir=self._directory))
+        kept.chmod(0o755)
+        (kept / "index").touch()
+        configuration, listed = kept / "openssl.cnf", kept / "crl.pem"
+        configuration.write_text(
+            f"[ca]\ndefault_ca=own\n[own]\ndatabase={kept}/index\ndefault_md=sha256\ndefault_crl_days=2\n"
+        )
+        ca = ["ca", "-config", configuration, "-cert", self._own.certificate, "-keyfile", self._own.key]
+        for identity in revoked:
+            self._openssl(*ca, "-revoke", identity.certificate)
+        self._openssl(*ca, "-gencrl", "-out", listed)
+        return listed
+
+    def lock(self, identity: Identity, password: str) -> Identity:
+        """Return the same certificate with its key under a password."""
+        locked = identity.key.with_suffix(".locked")
+        self._openssl("pkey", "-aes256", "-in", identity.key, "-out", locked, "-passout", f"pass:{password}")
+        locked.chmod(0o600)  # libpq refuses a key that others may read
+        return Identity(identity.certificate, locked)
 
     def _files(self, name: str) -> Identity:
         return Identity(self._directory / f"{name}.pem", self._directory / f"{name}.key")

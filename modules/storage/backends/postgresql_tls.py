@@ -50,8 +50,12 @@ class TLSOptions:
         Raises:
             UnavailableError: one of the files cannot be read.
         """
+        if self.mode == "disable":
+            return "disable"
         if not self.verifies:
-            return "disable" if self.mode == "disable" else "require" if self.mode == "require" else "prefer"
+            # asyncpg reads the client's files again, but does not name them when it cannot
+            self._present_own(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+            return "require" if self.mode == "require" else "prefer"
         try:
             context = ssl.create_default_context(cafile=self._own_ca)
             if self.crl_file is not None:
@@ -63,14 +67,18 @@ class TLSOptions:
                 "check the path"
             ) from exc
         context.check_hostname = self.mode == "verify-full"
-        if self.cert_file is not None:
-            try:
-                context.load_cert_chain(self.cert_file, self.key_file, lambda: self.key_password or "")
-            except OSError as exc:
-                raise UnavailableError(
-                    "sslcert or sslkey of the URL cannot be read as PEM files, or the password of the key is wrong"
-                ) from exc
+        self._present_own(context)
         return context
+
+    def _present_own(self, context: ssl.SSLContext) -> None:
+        if self.cert_file is None:
+            return
+        try:
+            context.load_cert_chain(self.cert_file, self.key_file, lambda: self.key_password or "")
+        except OSError as exc:
+            raise UnavailableError(
+                "sslcert or sslkey of the URL cannot be read as PEM files, or the password of the key is wrong"
+            ) from exc
 
     def for_libpq(self) -> Dict[str, str]:
         """Return the connection parameters of libpq; what else the URL says of TLS, libpq reads there itself."""

@@ -92,7 +92,9 @@ async def doctor(call: Invocation) -> Optional[int]:
     call.out.document({"settings": settings, "checks": checks, "ok": not wrong})
     call.out.line("Configured (the rest are defaults; docs/configuration.md lists all)")
     rows = [
-        (name, item["value"], item["source"]) for name, item in settings.items() if _worth_showing(name, item)
+        (name, _as_written(item["value"]), item["source"])
+        for name, item in settings.items()
+        if _worth_showing(name, item)
     ]
     call.out.table(["setting", "value", "from"], rows)
     call.out.line("Found")
@@ -131,6 +133,11 @@ def _flat(values: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def _as_written(value: Any) -> Any:
+    """Return a number as a setting gives it: a port has no thousands separator."""
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 def _worth_showing(name: str, item: Dict[str, Any]) -> bool:
