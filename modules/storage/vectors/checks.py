@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
@@ -175,13 +176,14 @@ def prepare_matrix(vectors: Any, spec: CollectionSpec, what: str) -> NDArray[np.
         )
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         # norm() would make a copy of the matrix first
-        squares = np.einsum("ij,ij->i", matrix, matrix)
-    if not np.isfinite(squares).all():
+        squares: List[float] = np.einsum("ij,ij->i", matrix, matrix).tolist()
+    # a query is one row, for which two more calls of NumPy are dear
+    if not all(map(math.isfinite, squares)):
         # engines square in float32 as well: what overflows here would be infinity or NaN there
         raise VectorDimensionError(
             f"{what} holds NaN or infinity (numbers, and the vector's squared length, must fit float32)"
         )
-    if spec.metric is DistanceMetric.COSINE and not squares.all():
+    if spec.metric is DistanceMetric.COSINE and not all(squares):
         raise VectorDimensionError(f"{what} has length zero, which has no direction; cosine needs one")
     return np.ascontiguousarray(matrix)
 

@@ -45,6 +45,7 @@ from modules.storage.vectors.pgvector_search import (
     Scopes,
     make_results,
     search_exactly,
+    search_first,
     search_index,
     search_index_forced,
 )
@@ -111,7 +112,8 @@ class PgvectorProvider(IndexedProvider):
         self._tables: Dict[str, CollectionStatements] = {}
         self._states: Dict[str, IndexState] = {}
         self._believed_until: Dict[Tuple[str, str], float] = {}
-        self._scopes = Scopes()
+        self._large = Scopes()
+        self._sparse = Scopes()
         self._builds: Dict[str, asyncio.Task[None]] = {}
         self._build_after: Dict[str, float] = {}
 
@@ -364,11 +366,16 @@ class PgvectorProvider(IndexedProvider):
         if plan.always_exact:
             return await run(search_exactly, False), ""
         scope = (plan.table.physical, tenant, plan.query.namespace, plan.query.filter)
-        if not self._scopes.is_large(scope):
+        if scope not in self._large:
             few = await run(search_exactly, True)
             if few is not None:
                 return few, ""
-            self._scopes.found_large(scope)
+            self._large.add(scope)
+        if plan.first_look_may_do and scope not in self._sparse:
+            rows = await run(search_first)
+            if len(rows) == plan.query.top_k:
+                return rows, plan.doubt
+            self._sparse.add(scope)
         rows = await run(search_index if plan.bound is None else search_index_forced)
         if len(rows) < plan.query.top_k:
             return await run(search_exactly, False), ""

@@ -28,6 +28,8 @@ _prepared: WeakSet[Any] = WeakSet()
 def pack_vectors(matrix: NDArray[np.float32]) -> List[bytes]:
     """Return each row in pgvector's binary form."""
     rows, dimension = matrix.shape
+    if rows == 1:
+        return [struct.pack(">HH", dimension, 0) + matrix.astype(">f4").tobytes()]
     width = 4 + 4 * dimension
     packed = np.empty((rows, width), dtype=np.uint8)
     packed[:, :4] = np.frombuffer(struct.pack(">HH", dimension, 0), dtype=np.uint8)

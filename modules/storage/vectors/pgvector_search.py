@@ -2,17 +2,20 @@
 
 Few is found out by doing it: the exact search stops at a bound of rows, and its answer counts when it did not get there.
 That a scope (tenant, namespace, filter) has many rows is remembered for a minute. The index is asked with iterative
-scans; when even so it gives fewer rows than wanted, every row is looked at.
+scans; when even so it gives fewer rows than wanted, every row is looked at. A search without a filter takes a look at the
+index's first candidates before that: mostly they are enough, and it is the cheaper scan.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Text, text
 
 from modules.storage.operations import Transaction, read
@@ -24,12 +27,24 @@ from modules.storage.vectors.pgvector_filters import BoundFilter
 from modules.storage.vectors.pgvector_index import EXACT_NUMBERS, FILTERED_TARGET, IndexState, scan_limit
 from modules.storage.vectors.pgvector_statements import CollectionStatements
 
-__all__ = ["Plan", "Scopes", "make_results", "search_exactly", "search_index", "search_index_forced"]
+__all__ = [
+    "Plan",
+    "Scopes",
+    "make_results",
+    "search_exactly",
+    "search_first",
+    "search_index",
+    "search_index_forced",
+]
 
 #: Rows beyond those wanted, so that rounding in the engine cannot put a tie on the wrong side of the border.
 _SPARE = 8
+# Rows of a first look, at most: each number of them is a statement of its own.
+_FIRST_LOOK = 64
 _REMEMBERED_S = 60.0
 _MAX_REMEMBERED = 1000
+# Of a document whose vector was not asked for.
+_NO_VECTOR: NDArray[np.float32] = np.empty(0, dtype=np.float32)
 
 # The planner takes a filter on jsonb to be rarer than it is, and would sort all rows that pass.
 _FORCE = Statement(
@@ -49,22 +64,22 @@ _RESTORE = Statement(
 
 
 class Scopes:
-    """Remembers which scopes have more rows than are looked at one by one."""
+    """Remembers for a minute what was found of scopes: that they are too large for one thing, or too small for another."""
 
     def __init__(self) -> None:
-        self._large: OrderedDict[Any, float] = OrderedDict()
+        self._found: OrderedDict[Any, float] = OrderedDict()
 
-    def is_large(self, scope: Any) -> bool:
-        """Whether the scope was found large within the last minute."""
-        until = self._large.get(scope)
+    def __contains__(self, scope: Any) -> bool:
+        """Whether it was found of the scope within the last minute."""
+        until = self._found.get(scope)
         return until is not None and until > time.monotonic()
 
-    def found_large(self, scope: Any) -> None:
+    def add(self, scope: Any) -> None:
         """Remember it."""
-        self._large[scope] = time.monotonic() + _REMEMBERED_S
-        self._large.move_to_end(scope)
-        if len(self._large) > _MAX_REMEMBERED:
-            self._large.popitem(last=False)
+        self._found[scope] = time.monotonic() + _REMEMBERED_S
+        self._found.move_to_end(scope)
+        if len(self._found) > _MAX_REMEMBERED:
+            self._found.popitem(last=False)
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,12 @@ class Plan:
         return not self.index_meets_target and self.state.rows * self.table.dimension <= EXACT_NUMBERS
 
     @property
+    def first_look_may_do(self) -> bool:
+        """Whether the index's first candidates can be enough: no filter takes any away, and they are as many as wanted."""
+        limit = min(_FIRST_LOOK, self.state.effort) if self.table.options.type == "hnsw" else _FIRST_LOOK
+        return self.query.filter is None and self.query.top_k <= limit
+
+    @property
     def doubt(self) -> str:
         """Why a result through the index may miss matches; empty when it meets its target."""
         if self.index_meets_target:
@@ -129,6 +150,17 @@ async def search_exactly(tx: Transaction, plan: Plan, vector: bytes, bounded: bo
     more = {"bound": plan.few} if bounded else {}
     rows = await tx.all(statement, row_limit=plan.query.top_k + _SPARE, **more, **plan.params(vector))
     return None if rows and rows[0][0] >= plan.few else rows
+
+
+@read
+async def search_first(tx: Transaction, plan: Plan, vector: bytes) -> List[Row]:
+    """Return what passes of the first candidates that the index finds; it may be fewer than wanted."""
+    await prepare_connection(tx, plan.schema)
+    query = plan.query
+    statement = plan.table.first_look(
+        query.top_k, metadata=query.include_metadata, vector=query.include_vectors
+    )
+    return await tx.all(statement, effort=str(plan.state.effort), **plan.params(vector))
 
 
 @read
@@ -166,8 +198,12 @@ def make_results(plan: Plan, rows: Sequence[Row], reason: str) -> SearchResults:
     query = plan.query
     scored = zip(_scores(plan.table.metric, rows), rows)
     ordered = sorted(scored, key=lambda item: (-item[0], item[1][2]))[: query.top_k]
+    metadata, vector = query.include_metadata, query.include_vectors
     return SearchResults(
-        [VectorSearchResult(_document(plan, row), score, float(row[1])) for score, row in ordered],
+        [
+            VectorSearchResult(_document(row, metadata, vector), score, float(row[1]))
+            for score, row in ordered
+        ],
         complete=not reason,
         reason=reason,
     )
@@ -178,24 +214,22 @@ def _scores(metric: DistanceMetric, rows: Sequence[Row]) -> List[float]:
 
     Source: pgvector README; `<=>` is 1 - cosine, `<#>` is the negated product.
     """
-    distances = np.array([row[1] for row in rows], dtype=np.float64)
+    # not by NumPy: for ten rows its calls cost more than the numbers; NaN stays NaN
     if metric is DistanceMetric.COSINE:
-        found = np.clip(1.0 - distances, -1.0, 1.0)
+        found = [min(max(1.0 - row[1], -1.0), 1.0) for row in rows]
     elif metric is DistanceMetric.EUCLIDEAN:
-        found = 1.0 / (1.0 + distances)
+        found = [1.0 / (1.0 + row[1]) for row in rows]
     else:
-        found = -distances
-    scores: List[float] = found.astype(np.float32).tolist()
-    return scores
+        found = [-row[1] for row in rows]
+    return array("f", found).tolist()
 
 
-def _document(plan: Plan, row: Row) -> VectorDocument:
-    query = plan.query
+def _document(row: Row, metadata: bool, vector: bool) -> VectorDocument:
     return VectorDocument(
         id=row[2],
         namespace=row[3],
         created_at=row[4],
-        content=row[5] if query.include_metadata else None,
-        metadata=row[6] if query.include_metadata else {},
-        vector=unpack_vector(row[-1]) if query.include_vectors else np.empty(0, dtype=np.float32),
+        content=row[5] if metadata else None,
+        metadata=row[6] if metadata else {},
+        vector=unpack_vector(row[-1]) if vector else _NO_VECTOR,
     )

@@ -16,12 +16,14 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
     literal_column,
     select,
     text,
+    true,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -33,6 +35,7 @@ from modules.storage.schema import Identifier
 from modules.storage.statements import Statement
 from modules.storage.vectors.filters import Filter
 from modules.storage.vectors.models import DistanceMetric
+from modules.storage.vectors.pgvector_effort import HNSW_EFFORT, HNSW_FIRST, IVFFLAT_EFFORT, IVFFLAT_FIRST
 from modules.storage.vectors.pgvector_filters import BoundFilter, filter_clause
 from modules.storage.vectors.pgvector_options import IndexOptions, quote_identifier
 from modules.storage.vectors.pgvector_schema import REGISTRY
@@ -44,18 +47,6 @@ _TENANT = bindparam("tenant", type_=Text())
 _SPACE = bindparam("space", type_=Text())
 _LIMIT = bindparam("row_limit", type_=Integer())
 _BOUND = bindparam("bound", type_=Integer())
-
-# Set for this statement alone, before its scan begins: the scan waits for the value of the subquery.
-# Source: pgvector README, "Iterative Index Scans"; PostgreSQL evaluates such a condition once, as a one-time filter.
-_HNSW_EFFORT = text(
-    "(SELECT set_config('hnsw.ef_search', :effort, true) || set_config('hnsw.iterative_scan', 'relaxed_order', true)"
-    " || set_config('hnsw.max_scan_tuples', :scan_limit, true)"
-    " || set_config('hnsw.scan_mem_multiplier', '4', true)) IS NOT NULL"
-).bindparams(bindparam("effort", type_=Text()), bindparam("scan_limit", type_=Text()))
-_IVFFLAT_EFFORT = text(
-    "(SELECT set_config('ivfflat.probes', :effort, true) || set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
-    " || set_config('ivfflat.max_probes', :scan_limit, true)) IS NOT NULL"
-).bindparams(bindparam("effort", type_=Text()), bindparam("scan_limit", type_=Text()))
 _ONE_IN_TEN: ColumnElement[Any] = literal_column("hashtext(id) % 10 = 0")
 
 
@@ -335,18 +326,38 @@ class CollectionStatements:
         key = ("ann", _shape(bound), metadata, vector, recall)
         return self._kept(key, lambda: Statement(self._indexed(_tree(bound), metadata, vector, recall)))
 
+    def first_look(self, top_k: int, *, metadata: bool, vector: bool) -> Statement:
+        """The nearest among the index's first candidates: fewer than `top_k` where too few of them are in the scope.
+
+        PostgreSQL keeps its plan (a new one costs a quarter of the search): with the limit in the text, the plan for all
+        parameters is no dearer than one for these. And it always scans the index: where one tenant has most of the table
+        and many have a row each, the plan for all would else sort whatever the tenant has.
+        """
+        key = ("first", top_k, metadata, vector)
+        return self._kept(key, lambda: Statement(self._first(top_k, metadata, vector)))
+
+    def _first(self, top_k: int, metadata: bool, vector: bool) -> Any:
+        c = self._table.c
+        effort = IVFFLAT_FIRST if self.options.type == "ivfflat" else HNSW_FIRST
+        # a condition that no other index serves, and of whose rarity PostgreSQL knows nothing
+        scope = case((and_(c.tenant_id == _TENANT, c.namespace == _SPACE), true()))
+        limit = literal_column(str(int(top_k)), Integer())
+        return self._scan([effort, scope], metadata, vector, limit)
+
+    def _scan(self, conditions: List[Any], metadata: bool, vector: bool, limit: ColumnElement[int]) -> Any:
+        """No more rows than wanted, and the caller sorts them: nothing is left to do around the scan."""
+        columns = [self._exact_distance.label("distance"), *self._document(metadata=metadata, vector=vector)]
+        return (
+            select(literal_column("0", Integer()).label("seen"), *columns)
+            .where(*conditions)
+            .order_by(self._indexed_distance)
+            .limit(limit)
+        )
+
     def _indexed(self, tree: Optional[Filter], metadata: bool, vector: bool, recall: str) -> Any:
-        effort = _IVFFLAT_EFFORT if self.options.type == "ivfflat" else _HNSW_EFFORT
+        effort = IVFFLAT_EFFORT if self.options.type == "ivfflat" else HNSW_EFFORT
         if tree is None and not recall:
-            # no more rows than wanted, and the caller sorts them: nothing is left to do around the scan
-            distance = self._exact_distance.label("distance")
-            document = self._document(metadata=metadata, vector=vector)
-            return (
-                select(literal_column("0", Integer()).label("seen"), distance, *document)
-                .where(effort, *self._where(None))
-                .order_by(self._indexed_distance)
-                .limit(_LIMIT)
-            )
+            return self._scan([effort, *self._where(None)], metadata, vector, _LIMIT)
         near = (
             select(self._exact_distance.label("distance"), *self._document(metadata=metadata, vector=vector))
             .where(
