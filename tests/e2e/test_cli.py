@@ -324,17 +324,19 @@ def _left_in(writer: Any) -> int:
 
 
 def _wait_until_read(writer: Any, child: Any) -> None:
-    """Return when the child has taken everything out of the pipe and waits for more."""
+    """Return when the child has taken everything out of the pipe and waits for more.
+
+    That is when its main thread sleeps and takes no time of a processor for a while: one that sleeps for a moment may be
+    importing a module, and an interrupt there leaves a file to the garbage collector, which warns.
+    """
     end = time.monotonic() + 60
+    before, since = "", time.monotonic()
     while time.monotonic() < end:
-        if _left_in(writer):
-            time.sleep(0.01)
-            continue
-        state = Path(f"/proc/{child.pid}/wchan")
-        if "pipe" in (state.read_text() if state.exists() else ""):
-            return
-        stack = Path(f"/proc/{child.pid}/stat").read_text().split(")")[1].split()
-        if stack[0] == "S":
+        fields = Path(f"/proc/{child.pid}/task/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        state, spent = fields[0], " ".join(fields[11:13])
+        if _left_in(writer) or state != "S" or spent != before:
+            before, since = spent, time.monotonic()
+        elif time.monotonic() - since > 0.5:
             return
         time.sleep(0.01)
     raise AssertionError("the child never waited")
