@@ -15,7 +15,7 @@ from typing import Any, AsyncIterator, Callable, Dict, List
 
 from benchmarks.contest import Plan
 from benchmarks.report import Report
-from benchmarks.timing import Sample, Series
+from benchmarks.timing import Sample, Series, sample_of
 from modules.job_store.enqueue import prepare
 from modules.job_store.mongo_documents import FORMS, JOBS, job_document
 from modules.job_store.records import NewJob
@@ -108,15 +108,7 @@ async def _sample(jobs: Any, claim: _Claim, tasks: int) -> Sample:
         started = time.perf_counter()
         await asyncio.gather(*[work(task) for task in range(tasks)])
         elapsed += time.perf_counter() - started
-    latencies.sort()
-    count = len(latencies)
-    return Sample(
-        calls=count,
-        seconds=elapsed,
-        mean_us=sum(latencies) / count * 1e6,
-        p50_us=latencies[count // 2] * 1e6,
-        p99_us=latencies[min(count - 1, int(count * 0.99))] * 1e6,
-    )
+    return sample_of(latencies, elapsed)
 
 
 def _ours(storage: Any) -> _Claim:

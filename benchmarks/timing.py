@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Awaitable, Callable, Dict, List, Sequence
 
-__all__ = ["Call", "Sample", "Series", "closed_loop", "median_ratio", "ratios"]
+__all__ = ["Call", "Sample", "Series", "closed_loop", "median_ratio", "ratios", "sample_of"]
 
 #: An operation under test: gets the number of its task and of its call, so that tasks can keep out of each other's way.
 Call = Callable[[int, int], Awaitable[Any]]
@@ -58,14 +58,19 @@ async def closed_loop(call: Call, tasks: int, seconds: float) -> Sample:
     started = time.perf_counter()
     latencies = await _loop(call, tasks, seconds, 0)
     elapsed = time.perf_counter() - started
-    latencies.sort()
-    count = len(latencies)
+    return sample_of(latencies, elapsed)
+
+
+def sample_of(latencies: List[float], seconds: float) -> Sample:
+    """Return what `latencies` (of each call, in seconds) come to, of calls that took `seconds` together."""
+    ordered = sorted(latencies)
+    count = len(ordered)
     return Sample(
         calls=count,
-        seconds=elapsed,
-        mean_us=sum(latencies) / count * 1e6,
-        p50_us=latencies[count // 2] * 1e6,
-        p99_us=latencies[min(count - 1, int(count * 0.99))] * 1e6,
+        seconds=seconds,
+        mean_us=sum(ordered) / count * 1e6,
+        p50_us=ordered[count // 2] * 1e6,
+        p99_us=ordered[min(count - 1, int(count * 0.99))] * 1e6,
     )
 
 
