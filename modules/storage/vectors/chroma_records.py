@@ -164,6 +164,12 @@ class Row:
         fields["atlas"] = orjson.dumps(record).decode()
         return fields
 
+    def again(self) -> Row:
+        """Return the same row with metadata and a vector that nobody else has."""
+        row = Row(self.key, self._fields, self._text)
+        row.give_vector(self.vector)
+        return row
+
     def to_document(self, *, metadata: bool = True, vector: bool = True) -> VectorDocument:
         """Return it as callers know it."""
         own: Tuple[Optional[str], Dict[str, Any]] = (None, {})
