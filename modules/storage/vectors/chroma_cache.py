@@ -34,8 +34,6 @@ _BUSY_S = 1.0
 # seq_id is the key of the table, and Chroma never deletes its last row
 _LAST_WRITE = "SELECT coalesce(max(seq_id), 0) FROM embeddings_queue"
 _IS_THERE = "SELECT 1 FROM collections WHERE id = ?"
-# what a row takes besides its text and vector, about
-_ROW_BYTES = 1000
 
 
 class CachedRows:
@@ -81,8 +79,8 @@ class CachedRows:
 
 
 def _size(row: Row) -> int:
-    """Return about how many bytes a row takes; its vector is there twice."""
-    return _ROW_BYTES + len(row.text) + 2 * row.vector.nbytes
+    """Return about how many bytes a row takes; the matrix has its vector once more."""
+    return row.size_bytes + row.vector.nbytes
 
 
 class RowCache:
