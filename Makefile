@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
-SETUP := scripts/make-venv.sh scripts/find-python.sh
+SETUP := scripts/make-venv.sh scripts/find-python.sh scripts/install.sh
 export PYTHON
 
 # Packages of ours that exist.
@@ -36,28 +36,28 @@ help:
 $(VENV)/.installed: pyproject.toml $(SETUP)
 	@scripts/make-venv.sh $(VENV) 3.9
 	@echo "Installing atlas-storage into $(VENV)"
-	@$(PIP) install --quiet -e .
+	@scripts/install.sh $(VENV) -e .
 	@touch $@
 
 $(VENV)/.installed-server: $(VENV)/.installed
 	@echo "Installing the server extra into $(VENV)"
-	@$(PIP) install --quiet -e '.[server]'
+	@scripts/install.sh $(VENV) -e '.[server]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(SETUP)
 	@scripts/make-venv.sh $(VENV) 3.10
 	@echo "Installing atlas-storage with the test and postgres extras into $(VENV)"
-	@$(PIP) install --quiet -e '.[test,postgres]'
+	@scripts/install.sh $(VENV) -e '.[test,postgres]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@echo "Installing the dev extra into $(VENV)"
-	@$(PIP) install --quiet -e '.[test,postgres,dev]'
+	@scripts/install.sh $(VENV) -e '.[test,postgres,dev]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-test
 	@echo "Installing the bench extra into $(VENV)"
-	@$(PIP) install --quiet -e '.[test,postgres,bench]'
+	@scripts/install.sh $(VENV) -e '.[test,postgres,bench]'
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -21,7 +21,7 @@ for version in ${MATRIX:-3.9 3.10 3.12 3.13}; do
         echo "== Python $version: installing with $python"
         # The `postgres` extra stays out: the core must work, and its tests be collected, without it.
         if ! { PYTHON=$python scripts/make-venv.sh "$venv" "$version" \
-            && "$venv/bin/python" -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[test-core]' \
+            && scripts/install.sh "$venv" --upgrade -e '.[test-core]' \
             && touch "$stamp"; }; then
             failed="$failed $version(install)"
             continue

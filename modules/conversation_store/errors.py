@@ -38,9 +38,7 @@ class ConversationNotFoundError(NotFoundError):
         self.conversation_id = conversation_id
 
     def __str__(self) -> str:
-        return (
-            f"this tenant has no conversation {self.conversation_id!r}; create it with create_conversation()"
-        )
+        return f"this tenant has no conversation {self.conversation_id!r}; create it first"
 
 
 class MessageNotFoundError(NotFoundError):
@@ -63,9 +61,7 @@ class ConversationArchivedError(StorageError):
         self.conversation_id = conversation_id
 
     def __str__(self) -> str:
-        return (
-            f"conversation {self.conversation_id!r} is archived and takes no messages; call unarchive() first"
-        )
+        return f"conversation {self.conversation_id!r} is archived and takes no messages; unarchive it first"
 
 
 class ConversationExistsError(AlreadyExistsError):
