@@ -3,8 +3,8 @@
 Whatever must change together stands in the job's own document, so that each step is one conditional change of it:
 
     atlas_jobs      _id tenant, id
-        st    status; two more than in SQL: "staged" (of a batch that is not published yet) and "deleted" (being removed),
-              which nobody sees
+        st    status; three more than in SQL, which nobody sees: "staged" (of a batch that is not published yet), "deleted"
+              (being removed) and "alias", which is no job (see `aj`)
         f v   fence and version            rv  grows when `er` or `ev` change
         ep    raised by every change by hand: a claim that is under way with an older one fails
         lu    end of the lease, only while it runs
@@ -14,9 +14,10 @@ Whatever must change together stands in the job's own document, so that each ste
         er ev runs that ended and events, until they are moved to their own collections
         ht    the place in its concurrency key's slots that its last run took
         ct    the claim that took it last
+        aj    only an alias has it, which has no more than t, st, ik and ud besides: the `_id` of the job, of another's
+              making, that its idempotency key stands for
     atlas_job_slots _id tenant, concurrency key: who runs (`hs`), and how many (`n`)
     atlas_job_runs, atlas_job_events, atlas_job_logs, atlas_job_schedules, atlas_job_queues, atlas_job_workers
-    atlas_job_keys  idempotency keys whose job is another's that held the unique key
     atlas_job_batches   jobs that go in together and are not all published
 
 JSON stands as text, instants as microseconds by the server's clock as the pool carries it on.
@@ -43,6 +44,7 @@ from modules.store_common.errors import InvalidValueError
 from modules.store_common.values import decode_json, decode_text
 
 __all__ = [
+    "ALIAS",
     "ATTEMPTS",
     "BATCHES",
     "DELETED",
@@ -50,7 +52,6 @@ __all__ = [
     "FORMS",
     "HIDDEN",
     "JOBS",
-    "KEYS",
     "LOGS",
     "QUEUES",
     "RUNS",
@@ -74,7 +75,6 @@ JOBS = "atlas_jobs"
 RUNS = "atlas_job_runs"
 EVENTS = "atlas_job_events"
 LOGS = "atlas_job_logs"
-KEYS = "atlas_job_keys"
 SLOTS = "atlas_job_slots"
 BATCHES = "atlas_job_batches"
 SCHEDULES = "atlas_job_schedules"
@@ -83,8 +83,9 @@ WORKERS = "atlas_job_workers"
 
 STAGED = "staged"
 DELETED = "deleted"
+ALIAS = "alias"
 #: Statuses of what nobody sees.
-HIDDEN = [STAGED, DELETED]
+HIDDEN = [STAGED, DELETED, ALIAS]
 #: How often a change that others keep overtaking is tried.
 ATTEMPTS = 50
 
@@ -92,8 +93,8 @@ _T = ("t", 1)
 _CLAIM = [("st", 1), ("pk", 1), ("q", 1)]
 FORMS = DocumentForms(
     "jobs",
-    1,
-    [JOBS, RUNS, EVENTS, LOGS, KEYS, SLOTS, BATCHES, SCHEDULES, QUEUES, WORKERS],
+    2,
+    [JOBS, RUNS, EVENTS, LOGS, SLOTS, BATCHES, SCHEDULES, QUEUES, WORKERS],
     [
         # without a tenant, as in SQL: a worker serves all of them
         IndexModel(JOBS, "ix_claim", [*_CLAIM, ("pr", -1), ("ra", 1)]),
@@ -107,6 +108,7 @@ FORMS = DocumentForms(
         IndexModel(JOBS, "ix_name", [_T, ("name", 1), ("id", -1)]),
         IndexModel(JOBS, "ix_tasks", [_T, ("ts", 1), ("id", 1)]),
         # texts of all parts, because only an index on a single field can leave documents without it out
+        IndexModel(JOBS, "ix_aliases", [("aj", 1)], sparse=True),
         IndexModel(JOBS, "uq_name", [("nk", 1)], unique=True, sparse=True),
         IndexModel(JOBS, "uq_idempotency", [("ik", 1)], unique=True, sparse=True),
         IndexModel(JOBS, "uq_unique", [("uk", 1)], unique=True, sparse=True),
@@ -114,7 +116,6 @@ FORMS = DocumentForms(
         IndexModel(RUNS, "ix_results", [("ru", 1)], sparse=True),
         IndexModel(EVENTS, "ix_job", [_T, ("j", 1), ("ca", 1), ("p", 1)]),
         IndexModel(LOGS, "ix_job", [_T, ("j", 1), ("id", 1)]),
-        IndexModel(KEYS, "ix_job", [_T, ("j", 1)]),
         IndexModel(BATCHES, "ix_made", [("at", 1)]),
         IndexModel(SCHEDULES, "uq_name", [_T, ("name", 1)], unique=True),
         IndexModel(SCHEDULES, "ix_due", [("en", 1), ("na", 1)]),

@@ -6,23 +6,28 @@ unique indexes decide who is first. Jobs that go in together are staged, and pub
     note the batch  ->  insert, staged  ->  the batch is published  ->  each job  ->  forget the batch
 
 Whoever finds an old batch completes it: a published one is carried on, one that is not is removed.
+
+A call whose unique key another job holds is answered by that job, and the call's idempotency key stands for that job from
+then on. An alias says so: a document among the jobs that nobody sees, with the idempotency key where a job has it. So
+whatever takes such a key, job or alias, goes in by one insert, and the unique index lets one of them in.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import AbstractSet, Any, Dict, List, Optional, Sequence
 
 from modules.job_store import enqueue as op
 from modules.job_store.enqueue import Enqueued, Key, Prepared, check_digest
 from modules.job_store.enqueue_alike import enqueue_alike as alike_operation
 from modules.job_store.models import FINAL_STATUSES
 from modules.job_store.mongo_documents import (
+    ALIAS,
     ATTEMPTS,
     BATCHES,
+    DELETED,
     FORMS,
     JOBS,
-    KEYS,
     STAGED,
     instant,
     is_visible,
@@ -48,6 +53,8 @@ _Fields = Dict[str, Any]
 # A batch that is older is not being worked on: much longer than any call may take.
 _OLD_US = 60_000_000
 _BATCHES_AT_ONCE = 20
+# What staged documents become, in the order in which they are published: an alias after the job that it may name.
+_BECOME = ("scheduled", "draft", ALIAS)
 _INSERTED_AT_ONCE = 1000
 # Fewer than MongoDB takes in one command (48 MB).
 _BYTES_AT_ONCE = 16 * 1024 * 1024
@@ -92,7 +99,7 @@ async def _together(db: Documents, documents: Sequence[Document], now: int) -> N
     except StorageError:
         await _drop(db, batch)
         raise
-    await _publish(db, batch)
+    await _publish(db, batch, {document["st"] for document in documents})
 
 
 async def _insert(db: Documents, documents: Sequence[Document]) -> None:
@@ -119,8 +126,8 @@ async def _begin(db: Documents, now: int) -> str:
     return batch
 
 
-async def _publish(db: Documents, batch: str) -> None:
-    """Publish what was staged.
+async def _publish(db: Documents, batch: str, statuses: AbstractSet[str]) -> None:
+    """Publish what was staged, to become `statuses`.
 
     Raises:
         BusyError: it took so long that somebody took it for dead; nothing was enqueued.
@@ -128,11 +135,11 @@ async def _publish(db: Documents, batch: str) -> None:
     where = {"_id": batch, "st": "staging"}
     if not await db.update(BATCHES, where, {"$set": {"st": "published"}}):
         raise BusyError("enqueueing the jobs took too long and was undone; try again, with fewer at once")
-    await _carry_on(db, batch)
+    await _carry_on(db, batch, [status for status in _BECOME if status in statuses])
 
 
-async def _carry_on(db: Documents, batch: str) -> None:
-    for status in ("scheduled", "draft"):
+async def _carry_on(db: Documents, batch: str, statuses: Sequence[str] = _BECOME) -> None:
+    for status in statuses:
         where = {"b": batch, "st": STAGED, "to": status}
         await db.update(JOBS, where, {"$set": {"st": status}, "$unset": {"b": "", "to": ""}}, many=True)
     await db.delete(BATCHES, {"_id": batch})
@@ -166,27 +173,23 @@ async def enqueue_with_keys(db: Documents, jobs: Sequence[Prepared]) -> List[Enq
     await note_keys(db, [job.fields for job in jobs])
     now = await db.now()
     batch = await _begin(db, now)
-    aliases: List[Document] = []
     done: List[Enqueued] = []
     try:
         for n, job in enumerate(jobs):
             document = _staged(_keyed_document(job, now, n - len(jobs) + 1), batch)
-            done.append(await _insert_keyed(db, job, document, aliases))
+            done.append(await _insert_keyed(db, job, document))
     except StorageError:
         await _drop(db, batch)
         raise
-    await _publish(db, batch)
-    await _add_aliases(db, aliases)
+    statuses = {job.fields["status"] for job in jobs}
+    await _publish(db, batch, statuses | {ALIAS for job in jobs if len(job.keys) == 2})
     return done
 
 
 async def enqueue_prepared(db: Documents, job: Prepared) -> Enqueued:
     """Insert one job with its keys and links; the job that holds a key, when one does."""
     await note_keys(db, [job.fields])
-    aliases: List[Document] = []
-    done = await _insert_keyed(db, job, _keyed_document(job, await db.now(), 0), aliases)
-    await _add_aliases(db, aliases)
-    return done
+    return await _insert_keyed(db, job, _keyed_document(job, await db.now(), 0))
 
 
 def _keyed_document(job: Prepared, now: int, place: int) -> Document:
@@ -201,31 +204,22 @@ def _keyed_document(job: Prepared, now: int, place: int) -> Document:
     return document
 
 
-async def _insert_keyed(
-    db: Documents, job: Prepared, document: Document, aliases: List[Document]
-) -> Enqueued:
+async def _insert_keyed(db: Documents, job: Prepared, document: Document) -> Enqueued:
     keys = {key.kind: key for key in job.keys}
-    idempotency = keys.get("idempotency")
     for attempt in range(ATTEMPTS):
-        if idempotency is not None:
-            known = await _by_alias(db, document["ik"], idempotency, aliases)
-            if known is not None:
-                return known
         try:
             await db.insert(JOBS, [document])
-            return await _unless_aliased(db, document, keys, aliases)
+            return _done(document, created=True)
         except AlreadyExistsError:
-            holder = await _holder(db, document, keys, aliases)
+            holder = await _holder(db, document, keys)
         if holder is not None:
-            return holder
+            return _done(holder, created=holder["_id"] == document["_id"])
         await asyncio.sleep(full_jitter(min(attempt, 6), base_s=0.002, cap_s=0.1))
     raise ConcurrencyError("another call is enqueueing a job of the same key; try again")
 
 
-async def _holder(
-    db: Documents, document: Document, keys: Dict[str, Key], aliases: List[Document]
-) -> Optional[Enqueued]:
-    """Return the job that holds a key of `document`; None: it does no longer.
+async def _holder(db: Documents, document: Document, keys: Dict[str, Key]) -> Optional[Document]:
+    """Return the job that holds a key of `document`; None: look again.
 
     Raises:
         IdempotencyConflictError: the holder of the idempotency key has another body.
@@ -233,26 +227,16 @@ async def _holder(
     """
     if "ik" in document:
         found = await db.find_one(JOBS, {"ik": document["ik"]})
-        if found is not None and _may_be_seen(found, document):
-            check_digest(keys["idempotency"], found["ud"])
-            return _done(found, created=False)
+        if found is not None:
+            return await _known_by(db, found, document, keys["idempotency"])
     if "uk" in document:
         found = await db.find_one(JOBS, {"uk": document["uk"]})
         if found is not None and _may_be_seen(found, document):
-            if await _is_held(db, found):
-                if "ik" in document:
-                    aliases.append(
-                        {"_id": document["ik"], "t": document["t"], "j": found["id"], "d": document["ud"]}
-                    )
-                return _done(found, created=False)
-            await db.update(
-                JOBS, {"_id": found["_id"], "uk": document["uk"], "v": found["v"]}, {"$unset": {"uk": ""}}
-            )
-            return None
+            return await _holder_of_unique(db, found, document)
     if "nk" in document and await db.find_one(JOBS, {"nk": document["nk"]}, fields=("nk",)) is not None:
         raise AlreadyExistsError("a job of this name is not final")
     mine = await db.find_one(JOBS, {"_id": document["_id"]})
-    return _done(mine, created=True) if mine is not None and is_visible(mine) else None
+    return mine if is_visible(mine) else None
 
 
 def _may_be_seen(found: Document, document: Document) -> bool:
@@ -260,45 +244,47 @@ def _may_be_seen(found: Document, document: Document) -> bool:
     return is_visible(found) or (found["st"] == STAGED and found["b"] == document.get("b"))
 
 
-async def _is_held(db: Documents, found: Document) -> bool:
-    """Whether a job still holds its unique key."""
-    if found["st"] not in FINAL_STATUSES:
-        return True
-    return found["uw"] is not None and found["uw"] > await db.now()
-
-
-async def _by_alias(db: Documents, place: str, key: Key, aliases: Sequence[Document]) -> Optional[Enqueued]:
-    """Return the job that an idempotency key stands for because that job held the unique key."""
-    alias: Optional[Document] = next((made for made in aliases if made["_id"] == place), None)
-    if alias is None:
-        alias = await db.find_one(KEYS, {"_id": place})
-    if alias is None:
+async def _holder_of_unique(db: Documents, found: Document, document: Document) -> Optional[Document]:
+    """Return the job that has the unique key of `document` if it still holds it; else it loses the key, and None."""
+    if found["st"] in FINAL_STATUSES and (found["uw"] is None or found["uw"] <= await db.now()):
+        where = {"_id": found["_id"], "uk": document["uk"], "v": found["v"]}
+        await db.update(JOBS, where, {"$unset": {"uk": ""}})
         return None
-    found = await db.find_one(JOBS, {"_id": key_of(alias["t"], alias["j"])})
-    if found is None or not (is_visible(found) or found["st"] == STAGED):
-        await db.delete(KEYS, {"_id": place, "j": alias["j"]})
+    if "ik" in document and not await _add_alias(db, found, document):
         return None
-    check_digest(key, alias["d"])
-    return _done(found, created=False)
+    return found
 
 
-async def _unless_aliased(
-    db: Documents, document: Document, keys: Dict[str, Key], aliases: Sequence[Document]
-) -> Enqueued:
-    """Take a job back whose idempotency key came to stand for another one just before it was inserted."""
-    if len(keys) == 2:
-        known = await _by_alias(db, document["ik"], keys["idempotency"], aliases)
-        if known is not None and known.id != document["id"]:
-            untouched = {"_id": document["_id"], "v": 1, "f": 0}
-            if await db.delete(JOBS, untouched):
-                return known
-    return _done(document, created=True)
+# --- aliases --------------------------------------------------------------------------------------------------------
 
 
-async def _add_aliases(db: Documents, aliases: Sequence[Document]) -> None:
-    steps: List[Tuple[Document, Document]] = [
-        ({"_id": alias["_id"]}, {"$setOnInsert": {name: alias[name] for name in ("t", "j", "d")}})
-        for alias in aliases
-    ]
-    if steps:
-        await db.upsert_each(KEYS, steps)
+async def _known_by(db: Documents, found: Document, document: Document, key: Key) -> Optional[Document]:
+    """Return the job behind an idempotency key, which `found` has; None: it is not there yet, or no longer."""
+    job: Optional[Document] = found
+    if "aj" in found:
+        if found["st"] == STAGED and found["b"] != document.get("b"):
+            return None
+        job = await db.find_one(JOBS, {"_id": found["aj"]})
+        if job is None or job["st"] == DELETED:
+            await db.delete(JOBS, {"_id": found["_id"]})
+            return None
+    if job is None or not _may_be_seen(job, document):
+        return None
+    check_digest(key, found["ud"])
+    return job
+
+
+async def _add_alias(db: Documents, job: Document, document: Document) -> bool:
+    """Let the idempotency key of `document` stand for `job`; False: the key is taken, or the job is gone."""
+    alias = {"_id": key_of(job["t"], new_id()), "t": job["t"], "st": ALIAS, "aj": job["_id"]}
+    alias.update(ik=document["ik"], ud=document["ud"])
+    try:
+        await db.insert(JOBS, [alias if "b" not in document else _staged(alias, document["b"])])
+    except AlreadyExistsError:
+        return False
+    # whoever removes a job removes its aliases, but may have looked for them before this one was there
+    there = await db.find_one(JOBS, {"_id": job["_id"]}, fields=("st",))
+    if there is None or there["st"] == DELETED:
+        await db.delete(JOBS, {"_id": alias["_id"]})
+        return False
+    return True

@@ -20,7 +20,6 @@ from modules.job_store.mongo_documents import (
     EVENTS,
     FORMS,
     JOBS,
-    KEYS,
     LOGS,
     RUNS,
     due_at,
@@ -232,8 +231,9 @@ def mark_deleted() -> Dict[str, Any]:
 async def remove_marked(db: Documents, tenant_id: str, job_ids: Sequence[str]) -> int:
     """Remove jobs that are marked, with everything of theirs, the jobs last; return how many."""
     one_or_many: Any = job_ids[0] if len(job_ids) == 1 else {"$in": list(job_ids)}
-    for collection in (RUNS, EVENTS, LOGS, KEYS):
+    for collection in (RUNS, EVENTS, LOGS):
         await db.delete(collection, {"t": tenant_id, "j": one_or_many}, many=True)
     places = [key_of(tenant_id, job_id) for job_id in job_ids]
     place: Any = places[0] if len(places) == 1 else {"$in": places}
+    await db.delete(JOBS, {"aj": place}, many=True)
     return await db.delete(JOBS, {"_id": place, "st": DELETED}, many=True)

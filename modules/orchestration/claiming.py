@@ -177,7 +177,8 @@ class Claimer:
         """Wait for a wake-up, for the next due time, or for a look (which only reads) to find something."""
         wake = self._wake
         assert wake is not None  # noqa: S101 - made by run()
-        if not found and not len(self._holdings):
+        if not found and not len(self._holdings) and not wake.is_set():
+            # woken while the claim was under way: it may have looked before a job came back
             self._idle()
         while not wake.is_set():
             try:

@@ -166,7 +166,7 @@ class TestManager:
         details = health.mongo.details
         assert details["kv_index_version"] == 1
         assert details["conversations_index_version"] == 1
-        assert details["jobs_index_version"] == 1
+        assert details["jobs_index_version"] == 2
         assert health.job_store is not None
         assert health.job_store.details["backlog"] == 0
         assert health.mongo.status.value == ("healthy" if details["atomic_changes"] else "degraded")
