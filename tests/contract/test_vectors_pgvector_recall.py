@@ -49,11 +49,11 @@ async def build(provider: Any, **index: Any) -> None:
 @pytest.mark.postgresql
 async def test_made_queries_are_no_easier_than_those_from_outside(provider: Any) -> None:
     await build(provider, target_recall=0.5)
-    made = await provider.recall("docs", 300, adapt=False)
-    outside = await provider.recall("docs", queries=list(clustered(300, 2)), adapt=False)
+    made = await provider.recall("docs", 400, adapt=False)
+    outside = await provider.recall("docs", queries=list(clustered(400, 2)), adapt=False)
     assert outside.recall < 0.97, "this index finds everything, so nothing is compared"
     # queries between two stored vectors, which were used once, found 0.06 to 0.07 more than those from outside
-    assert made.recall <= outside.recall + 0.03
+    assert made.recall <= outside.recall + 0.05
 
 
 @pytest.mark.postgresql
