@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
+import os
+import selectors
 import socket
 import ssl
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,6 +32,7 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # More than the largest batch of the largest model gives, and no more than a wrong server may make us hold.
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _THREADS = 4
+_LOOK_EVERY_S = 0.05
 
 
 class OpenAIEmbedder:
@@ -90,19 +96,17 @@ class OpenAIEmbedder:
         cut = [text[: self._max_characters] for text in texts]
         size = self._batch_size
         loop = asyncio.get_running_loop()
-        connections: List[http.client.HTTPConnection] = []
+        call = _Call()
         try:
             parts = await asyncio.gather(
                 *[
-                    loop.run_in_executor(self._threads, self._request, cut[start : start + size], connections)
+                    loop.run_in_executor(self._threads, self._request, cut[start : start + size], call)
                     for start in range(0, len(cut), size)
                 ]
             )
-        except BaseException:
-            # nobody waits for the answers any more, and `close` must not
-            for connection in connections:
-                _hang_up(connection)
-            raise
+        finally:
+            # when it failed or was cancelled nobody waits for the answers any more, and `close` must not
+            call.end()
         rows = [row for part in parts for row in part]
         matrix = checked_matrix(
             rows if rows else np.zeros((0, self.dimension)), len(texts), self.dimension, self.name
@@ -119,15 +123,16 @@ class OpenAIEmbedder:
 
     # --- on a thread --------------------------------------------------------------------------------------------
 
-    def _request(self, texts: List[str], connections: List[http.client.HTTPConnection]) -> List[Any]:
+    def _request(self, texts: List[str], call: _Call) -> List[Any]:
         body: Dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": "float"}
         if self._asks_dimension:
             body["dimensions"] = self.dimension
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        connection = self._connect()
-        connections.append(connection)
+        connection = self._connection()
+        # the way that the connection makes its socket; `http.client` has no public one
+        connection._create_connection = call.connect  # type: ignore[attr-defined]
         try:
             connection.request("POST", self._path, orjson.dumps(body), headers)
             response = connection.getresponse()
@@ -138,10 +143,11 @@ class OpenAIEmbedder:
             ) from exc
         finally:
             connection.close()
+            call.release()
         self._check_status(response.status)
         return self._vectors(answer, len(texts))
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _connection(self) -> http.client.HTTPConnection:
         if self._secure:
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(
@@ -169,10 +175,77 @@ class OpenAIEmbedder:
             ) from exc
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    """End what a thread waits for on `connection`; the thread closes it."""
-    held: Optional[socket.socket] = connection.sock
-    if held is not None:
-        with contextlib.suppress(OSError):
-            # that of a TLS socket would take from the thread what it reads with
-            socket.socket.shutdown(held, socket.SHUT_RDWR)
+class _Call:
+    """The sockets of one call of `embed`: so that all its threads end at once, whatever they wait for.
+
+    What cannot be ended is the look-up of a host's name.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._held: Dict[int, socket.socket] = {}
+
+    def end(self) -> None:
+        """End what threads wait for, now and later; they close their own sockets."""
+        with self._lock:
+            self._is_over = True
+            held, self._held = self._held, {}
+        for one in held.values():
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def release(self) -> None:
+        """The request of this thread is over."""
+        with self._lock:
+            held = self._held.pop(threading.get_ident(), None)
+        if held is not None:
+            held.close()
+
+    def connect(self, address: Tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
+        """Return a connected socket, as `socket.create_connection` does.
+
+        Raises:
+            OSError: nothing answered, or the call was ended.
+        """
+        error: OSError = OSError("the name has no address")
+        for family, kind, protocol, _, target in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            made = socket.socket(family, kind, protocol)
+            try:
+                self._reach(made, target, timeout)
+                return made
+            except OSError as exc:
+                made.close()
+                error = exc
+        raise error
+
+    def _reach(self, made: socket.socket, target: Any, timeout: float) -> None:
+        """Connect, looking now and then whether anybody still waits."""
+        until = time.monotonic() + timeout
+        made.setblocking(False)
+        code = made.connect_ex(target)
+        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+            raise OSError(code, os.strerror(code))
+        with selectors.DefaultSelector() as selector:
+            selector.register(made, selectors.EVENT_WRITE)
+            while not selector.select(_LOOK_EVERY_S):
+                if self._is_over:
+                    raise ConnectionAbortedError("nobody waits for it any more")
+                if time.monotonic() > until:
+                    raise socket.timeout("no connection in time")
+        code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        made.settimeout(timeout)
+        self._hold(made)
+
+    def _hold(self, made: socket.socket) -> None:
+        # another handle of the same socket: TLS takes the first one into an object of its own
+        again = made.dup()
+        with self._lock:
+            if not self._is_over:
+                self._held[threading.get_ident()] = again
+                return
+        again.close()
+        raise ConnectionAbortedError("nobody waits for it any more")

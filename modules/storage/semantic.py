@@ -244,7 +244,7 @@ class SemanticIndex(IndexRegistration):
                 top_k=top_k,
                 namespace=namespace,
                 filter=filter_of(roles, created_after, created_before),
-                include_metadata=False,
+                ids_only=True,
                 tenant_id=tenant_id,
             )
         except VectorNotFoundError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
 import time
 from typing import Any, Iterator, List
 
@@ -145,6 +148,31 @@ class TestHttp:
 
         assert not server.gate.is_set()
 
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    async def test_who_is_cancelled_waits_for_no_connection(self, scheme: str) -> None:
+        """The server takes no connection at all, or takes it and never answers TLS's greeting."""
+        loop = asyncio.get_running_loop()
+        with socket.socket() as listener, contextlib.ExitStack() as stack:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            listener.setblocking(False)
+            host, port = listener.getsockname()
+            if scheme == "http":
+                _fill(stack, host, port)
+            embedder = make_embedder("openai:small", base_url=f"{scheme}://{host}:{port}/v1", timeout_s=3600)
+            asked = asyncio.ensure_future(embedder.embed(["a"]))
+            if scheme == "https":
+                taken, _ = await asyncio.wait_for(loop.sock_accept(listener), 60)
+                stack.callback(taken.close)
+                assert await asyncio.wait_for(loop.sock_recv(taken, 1), 60), "nobody greeted"
+            else:
+                await _until_thread_runs("atlas-embedder")
+
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            await asyncio.wait_for(close_embedder(embedder), 60)
+
     @pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://user:secret@host/v1", "http:///v1"])
     def test_bad_urls(self, url: str) -> None:
         with pytest.raises(InvalidValueError) as caught:
@@ -187,3 +215,22 @@ class TestOwn:
             with pytest.raises(MissingDependencyError, match="embeddings"):
                 await embedder.embed(["a"])
             await close_embedder(embedder)
+
+
+def _fill(stack: contextlib.ExitStack, host: str, port: int) -> None:
+    """Make connections until the system leaves one waiting: what comes next waits as well."""
+    for _ in range(50):
+        one = stack.enter_context(socket.socket())
+        one.settimeout(0.2)
+        try:
+            one.connect((host, port))
+        except socket.timeout:
+            return
+    pytest.skip("this system's listeners take every connection")
+
+
+async def _until_thread_runs(name: str) -> None:
+    end = time.monotonic() + 60
+    while not any(thread.name.startswith(name) for thread in threading.enumerate()):
+        assert time.monotonic() < end, f"no thread {name}"
+        await asyncio.sleep(0.01)

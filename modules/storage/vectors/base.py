@@ -247,6 +247,7 @@ class VectorProvider(ProviderCollections):
         filter: Optional[Mapping[str, Any]] = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
+        ids_only: bool = False,
         tenant_id: Optional[str] = None,
     ) -> SearchResults:
         """Return the documents nearest to `query_vector`, best first, ties by id.
@@ -259,6 +260,8 @@ class VectorProvider(ProviderCollections):
             filter: In the language of `filters`; None: all.
             include_metadata: Return content and metadata.
             include_vectors: Return the vectors.
+            ids_only: Nothing but ids and scores is wanted, whatever the two before say: the cheapest answer, above all
+                for a large `top_k`. Documents have no metadata, content or vector then, and maybe no `created_at`.
             tenant_id: Whose documents.
 
         Returns:
@@ -276,6 +279,7 @@ class VectorProvider(ProviderCollections):
             filter=filter,
             include_metadata=include_metadata,
             include_vectors=include_vectors,
+            ids_only=ids_only,
             tenant_id=tenant_id,
         )
         return results[0]
@@ -290,6 +294,7 @@ class VectorProvider(ProviderCollections):
         filter: Optional[Mapping[str, Any]] = None,
         include_metadata: bool = True,
         include_vectors: bool = False,
+        ids_only: bool = False,
         tenant_id: Optional[str] = None,
     ) -> List[SearchResults]:
         """Answer several queries in one call, each as `search` would; in their order."""
@@ -306,8 +311,9 @@ class VectorProvider(ProviderCollections):
             prepare_matrix(query_vectors, spec, "the query vector"),
             top_k,
             tree,
-            include_metadata,
-            include_vectors,
+            include_metadata and not ids_only,
+            include_vectors and not ids_only,
+            ids_only,
         )
         return await self._search(spec, query)
 

@@ -15,6 +15,7 @@ import warnings
 from typing import Any, Callable, Dict, Optional
 
 from modules.storage.opening import run_in_thread
+from modules.storage.vectors.chroma_cache import RowCache
 from modules.storage.vectors.chroma_copies import VectorCopies
 from modules.storage.vectors.errors import VectorCollectionError, VectorStoreError, VectorUnavailableError
 from modules.store_common.deadlines import deadline_after
@@ -65,6 +66,8 @@ class ChromaLink(abc.ABC):
         self.damaged: Dict[str, str] = {}
         #: The vectors once more, used inside `run` only; None: rows hold their own.
         self.copies: Optional[VectorCopies] = None
+        #: Rows that were read, used inside `run` only; None: others may write without that it could be noticed.
+        self.cache: Optional[RowCache] = None
 
     @property
     @abc.abstractmethod

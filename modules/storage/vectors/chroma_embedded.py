@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
+from modules.storage.vectors.chroma_cache import RowCache
 from modules.storage.vectors.chroma_client import ChromaLink, load_chroma, make_settings
 from modules.storage.vectors.chroma_copies import VectorCopies
 from modules.storage.vectors.chroma_damage import (
@@ -27,6 +28,7 @@ __all__ = ["EmbeddedLink"]
 logger = logging.getLogger(__name__)
 
 _WAITING_CALLS = 1000
+_Opened = Tuple[Any, VectorCopies, RowCache]
 
 
 class EmbeddedLink(ChromaLink):
@@ -58,7 +60,7 @@ class EmbeddedLink(ChromaLink):
         if self._client is not None:
             return
         worker = self._worker = Worker("atlas-chroma", _WAITING_CALLS)
-        opened: List[Tuple[Any, VectorCopies]] = []
+        opened: List[_Opened] = []
         try:
             await self.run("open its directory", lambda: opened.append(self._open()))
         except BaseException:
@@ -66,9 +68,9 @@ class EmbeddedLink(ChromaLink):
             # a late success must not stay open
             worker.finish(lambda: _shut_all(opened))
             raise
-        self._client, self.copies = opened[0]
+        self._client, self.copies, self.cache = opened[0]
 
-    def _open(self) -> Tuple[Any, VectorCopies]:
+    def _open(self) -> _Opened:
         directory = self._directory.resolve()
         chromadb = load_chroma()
         try:
@@ -102,7 +104,7 @@ class EmbeddedLink(ChromaLink):
             client.close()
             raise
         copies.forget_unknown(directory / DATABASE)
-        return client, copies
+        return client, copies, RowCache(directory / DATABASE)
 
     def _make_database(self, chromadb: Any, settings: Any) -> None:
         """Chroma opens no tenant or database that is not there; in a directory of ours nobody else can make them."""
@@ -130,19 +132,20 @@ class EmbeddedLink(ChromaLink):
         """Close the files after the calls that wait."""
         client, self._client = self._client, None
         copies, self.copies = self.copies, None
+        cache, self.cache = self.cache, None
         worker, self._worker = self._worker, None
         self.damaged = {}
-        if worker is None or client is None or copies is None:
+        if worker is None or client is None or copies is None or cache is None:
             return
         try:
-            await asyncio.wait_for(worker.run(partial(_shut, client, copies)), self._timeout_s)
+            await asyncio.wait_for(worker.run(partial(_shut, client, copies, cache)), self._timeout_s)
         except (OverloadedError, asyncio.TimeoutError) as exc:
             logger.warning(
                 "storage.vectors.close_failed", extra={"store": "chroma", "error_type": type(exc).__name__}
             )
         finally:
             # closing twice is harmless; the thread ends after it
-            worker.finish(partial(_shut, client, copies))
+            worker.finish(partial(_shut, client, copies, cache))
 
     async def _call(self, call: Callable[[], Any]) -> Any:
         if self._worker is None:
@@ -150,12 +153,13 @@ class EmbeddedLink(ChromaLink):
         return await self._worker.run(call)
 
 
-def _shut_all(opened: List[Tuple[Any, VectorCopies]]) -> None:
-    for pair in opened:
-        _shut(*pair)
+def _shut_all(opened: List[_Opened]) -> None:
+    for parts in opened:
+        _shut(*parts)
 
 
-def _shut(client: Any, copies: VectorCopies) -> None:
-    """Close both; harmless when closed."""
+def _shut(client: Any, copies: VectorCopies, cache: RowCache) -> None:
+    """Close them; harmless when closed."""
     client.close()
     copies.close()
+    cache.close()

@@ -164,6 +164,17 @@ class Row:
         fields["atlas"] = orjson.dumps(record).decode()
         return fields
 
+    def again(self) -> Row:
+        """Return the same row with metadata and a vector that nobody else has."""
+        row = Row(self.key, {"atlas": self._fields["atlas"]}, self._text)
+        row.give_vector(self.vector)
+        return row
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes after `again`."""
+        return 1000 + len(self.text) + 4 * len(self._fields["atlas"]) + self.vector.nbytes
+
     def to_document(self, *, metadata: bool = True, vector: bool = True) -> VectorDocument:
         """Return it as callers know it."""
         own: Tuple[Optional[str], Dict[str, Any]] = (None, {})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, TypeVar
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modules.storage.vectors.checks import PreparedDocument
+from modules.storage.vectors.chroma_cache import CachedRows
 from modules.storage.vectors.chroma_client import ChromaLink, ChromaRefusedError
 from modules.storage.vectors.chroma_copies import VectorCopies, digest_of
 from modules.storage.vectors.chroma_filters import OVERFLOW, Both, Leaf, Plan, candidate_plan
@@ -27,6 +29,8 @@ from modules.storage.vectors.filters import Filter, matches
 from modules.store_common.clock import utc_now
 
 __all__ = ["CHUNK_ROWS", "RowSpace"]
+
+_Found = TypeVar("_Found")
 
 #: Rows read at once; SQLite takes 32,766 parameters, and a row has its vector with it.
 CHUNK_ROWS = 1000
@@ -149,6 +153,35 @@ class RowSpace:
                 if row.key in given and row.needs_vector:
                     row.give_vector(given[row.key])
 
+    async def of_cache(
+        self, handle: Any, namespace: str, use: Callable[[CachedRows], _Found]
+    ) -> Optional[_Found]:
+        """Return what `use` makes of all rows of a namespace, in Chroma's thread; None when they are not kept."""
+        cache = self.link.cache
+        if cache is None or not cache.has(handle.id, namespace):
+            return None
+
+        def look() -> Optional[_Found]:
+            rows = cache.get(handle.id, namespace)
+            return None if rows is None else use(rows)
+
+        found: Optional[_Found] = await self.link.run("search", look)
+        return found
+
+    async def state(self) -> Any:
+        """Return what `keep` wants to know, before rows are looked for; None: rows are not kept."""
+        cache = self.link.cache
+        return None if cache is None else await self.link.run("look for changes", cache.refresh)
+
+    async def keep(self, handle: Any, namespace: str, rows: Sequence[Row], state: Any) -> None:
+        """Keep all rows of a namespace, if nothing changed since `state`."""
+        cache = self.link.cache
+        if cache is not None and state is not None:
+            # `rows` go to the caller, who may write into their metadata and vectors
+            await self.link.run(
+                "keep rows", lambda: cache.put(handle.id, namespace, [row.again() for row in rows], state)
+            )
+
     async def matching(
         self,
         handle: Any,
@@ -198,17 +231,18 @@ class RowSpace:
         return None if self.link.copies is None else digest_of(vector_bytes(vector))
 
     async def _put(self, handle: Any, written: _Written) -> None:
-        copies = self.link.copies
+        copies, cache = self.link.copies, self.link.cache
 
         def put() -> Any:
             if copies is not None:
                 copies.add(handle.id, written.copies)
-            answer = handle.upsert(
-                ids=written.ids,
-                embeddings=written.vectors,
-                metadatas=written.fields,
-                documents=written.texts,
-            )
+            with nullcontext() if cache is None else cache.writing(handle.id, written.ids, written.row):
+                answer = handle.upsert(
+                    ids=written.ids,
+                    embeddings=written.vectors,
+                    metadatas=written.fields,
+                    documents=written.texts,
+                )
             if copies is not None:
                 copies.discard(handle.id, written.stale)
             return answer
@@ -218,7 +252,7 @@ class RowSpace:
     async def remove(self, handle: Any, ids: Sequence[str]) -> int:
         """Delete rows; how many were there."""
         gone = 0
-        copies = self.link.copies
+        copies, cache = self.link.copies, self.link.cache
         for start in range(0, len(ids), CHUNK_ROWS):
             part = list(ids[start : start + CHUNK_ROWS])
             # Chroma's own count includes ids that were never there
@@ -226,7 +260,8 @@ class RowSpace:
             there = found["ids"]
 
             def delete(there: List[str] = there) -> Any:
-                answer = handle.delete(ids=there)
+                with nullcontext() if cache is None else cache.writing(handle.id, there):
+                    answer = handle.delete(ids=there)
                 if copies is not None:
                     copies.remove(handle.id, there)
                 return answer
@@ -272,6 +307,12 @@ class _Written:
         self.texts.append(text)
         if digest is not None:
             self.copies.append((item, digest, vector_bytes(vector)))
+
+    def row(self, position: int) -> Row:
+        """Return a row as it will be read; nobody asks it for more of its fields."""
+        row = Row(self.ids[position], {"atlas": self.fields[position]["atlas"]}, self.texts[position])
+        row.give_vector(self.vectors[position])
+        return row
 
 
 def _give_copies(copies: VectorCopies, collection: UUID, rows: Sequence[Row]) -> None:

@@ -9,6 +9,8 @@ only as far as it must:
 3. else ask the index among these ids, twice with more;
 4. else score exactly after all, or say that the answer is incomplete.
 
+Rows of a whole namespace that were read for an exact answer are kept (`chroma_cache`), and answer until something changes.
+
 Scores are always our own, in float64 from the vectors as they were given; `distance` is Chroma's.
 """
 
@@ -21,13 +23,19 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from modules.storage.vectors.chroma_cache import CachedRows
 from modules.storage.vectors.chroma_client import ChromaRefusedError
 from modules.storage.vectors.chroma_records import Row
 from modules.storage.vectors.chroma_rows import CHUNK_ROWS
 from modules.storage.vectors.chroma_space import Space
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.filters import matches
-from modules.storage.vectors.models import DistanceMetric, SearchResults, VectorSearchResult
+from modules.storage.vectors.models import (
+    DistanceMetric,
+    SearchResults,
+    VectorSearchResult,
+    named_result,
+)
 from modules.storage.vectors.ranking import exact_scores, nearest
 
 __all__ = ["SearchLimits", "search"]
@@ -97,6 +105,10 @@ class _Search:
 
     async def run(self) -> List[SearchResults]:
         """Answer every query vector."""
+        kept = await self._space.of_cache(self._handle, self._query.namespace, self._search_kept)
+        if kept is not None:
+            self._answers.update(kept)
+            return [self._results(position, "") for position in range(len(self._query.vectors))]
         open_ = list(range(len(self._query.vectors)))
         # one more than wanted tells whether the last place is a tie; a filter takes some away
         wanted = self._query.top_k + 1 if self._query.filter is None else 4 * self._query.top_k + 16
@@ -104,13 +116,14 @@ class _Search:
             open_ = await self._ask(open_, wanted, None)
         reason = ""
         if open_:
+            state = None if self._query.filter is not None else await self._space.state()
             ids = await self._space.candidates(self._handle, self._query.namespace, self._query.filter)
             if self._use_index and self._limits.few < len(ids):
                 among = ids if len(ids) <= _MOST_IDS else None
                 for more in (8, 64) if among is None else (1, 8):
                     open_ = await self._ask(open_, min(more * wanted, len(ids)), among)
             if open_ and len(ids) <= self._limits.many:
-                await self._score_all(open_, ids)
+                await self._score_all(open_, ids, state)
             elif open_:
                 reason = f"Chroma's index gave too few of {len(ids)} rows that may match, too many to score one by one"
         return [
@@ -161,15 +174,39 @@ class _Search:
         # rows as near as the last one may lie beyond what was asked for, with smaller ids
         return bool(min(scored) < self._answers[position][-1].score)
 
-    async def _score_all(self, open_: Sequence[int], ids: Sequence[str]) -> None:
+    def _search_kept(self, kept: CachedRows) -> Dict[int, List[_Hit]]:
+        """Score all rows of the namespace."""
+        query = self._query
+        if not len(kept):
+            return {}
+        matrix = kept.matrix
+        passing: Optional[NDArray[np.int64]] = None
+        if query.filter is not None:
+            places = [place for place, row in enumerate(kept.rows) if matches(query.filter, row.metadata)]
+            passing = np.asarray(places, dtype=np.int64)
+        shared = query.include_metadata or query.include_vectors
+        found: Dict[int, List[_Hit]] = {}
+        for position, vector in enumerate(query.vectors):
+            ranked = nearest(self._metric, vector, matrix, None, kept.ids, query.top_k, passing)
+            found[position] = [
+                _Hit(kept.rows[place].again() if shared else kept.rows[place], score, self._distance(score))
+                for place, score in zip(ranked.positions, ranked.scores)
+            ]
+        return found
+
+    async def _score_all(self, open_: Sequence[int], ids: Sequence[str], state: Any) -> None:
+        """Score the rows of `ids`; with a `state` they are all of the namespace, and are kept for the next search."""
+        keeps = state is not None and len(ids) <= CHUNK_ROWS
         best: Dict[int, List[_Hit]] = {position: [] for position in open_}
         for start in range(0, len(ids), CHUNK_ROWS):
             rows = await self._space.matching(
                 self._handle,
                 ids[start : start + CHUNK_ROWS],
                 self._query.filter,
-                text=self._query.include_metadata,
+                text=self._query.include_metadata or keeps,
             )
+            if keeps:
+                await self._space.keep(self._handle, self._query.namespace, rows, state)
             if rows:
                 matrix = np.stack([row.vector for row in rows])
                 for position in open_:
@@ -198,6 +235,10 @@ class _Search:
 
     def _results(self, position: int, reason: str) -> SearchResults:
         query = self._query
+        answer = self._answers.get(position, [])
+        if query.ids_only:
+            hits = (named_result(hit.row.id, query.namespace, hit.score, hit.distance) for hit in answer)
+            return SearchResults(hits, complete=not reason, reason=reason)
         return SearchResults(
             [
                 VectorSearchResult(
@@ -205,7 +246,7 @@ class _Search:
                     hit.score,
                     hit.distance,
                 )
-                for hit in self._answers.get(position, [])
+                for hit in answer
             ],
             complete=not reason,
             reason=reason,

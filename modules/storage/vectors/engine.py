@@ -32,6 +32,7 @@ class Query:
         filter: The parsed filter; None: all.
         include_metadata: False may leave metadata and content out.
         include_vectors: False may leave the vectors out.
+        ids_only: Nothing but ids and scores is wanted; the two above are False then, and `created_at` may be left out.
     """
 
     tenant_id: str
@@ -41,6 +42,7 @@ class Query:
     filter: Optional[Filter]
     include_metadata: bool
     include_vectors: bool
+    ids_only: bool = False
 
 
 class VectorEngine(abc.ABC):

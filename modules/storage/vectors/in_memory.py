@@ -20,6 +20,7 @@ from modules.storage.vectors.models import (
     SearchResults,
     VectorDocument,
     VectorSearchResult,
+    named_result,
 )
 from modules.storage.vectors.ranking import nearest
 from modules.storage.vectors.registry import register_vector_provider
@@ -217,7 +218,13 @@ def _answer(
     rows: List[_Row],
     query: Query,
 ) -> SearchResults:
-    ranked = nearest(metric, vector, matrix, None, [row.document.id for row in rows], query.top_k)
+    ids = [row.document.id for row in rows]
+    ranked = nearest(metric, vector, matrix, None, ids, query.top_k)
+    if query.ids_only:
+        return SearchResults(
+            named_result(ids[position], query.namespace, score, distance)
+            for position, score, distance in zip(ranked.positions, ranked.scores, ranked.distances)
+        )
     return SearchResults(
         VectorSearchResult(
             rows[position].to_document(metadata=query.include_metadata, vector=query.include_vectors),

@@ -19,11 +19,14 @@ __all__ = [
     "VectorDocument",
     "VectorPage",
     "VectorSearchResult",
+    "named_result",
     "scores",
 ]
 
 #: A vector as callers may give it: shape (dimension,), finite.
 Vector = Union[Sequence[float], NDArray[Any]]
+
+_NO_VECTOR: NDArray[np.float32] = np.empty(0, dtype=np.float32)
 
 
 class DistanceMetric(str, enum.Enum):
@@ -91,6 +94,11 @@ class VectorSearchResult:
     def to_dict(self) -> Dict[str, Any]:
         """Return it as JSON values."""
         return {"document": self.document.to_dict(), "score": self.score, "distance": self.distance}
+
+
+def named_result(item: str, namespace: str, score: float, distance: float) -> VectorSearchResult:
+    """Return a hit of which nothing but the id is wanted."""
+    return VectorSearchResult(VectorDocument(item, _NO_VECTOR, namespace=namespace), score, distance)
 
 
 class SearchResults(List[VectorSearchResult]):

@@ -21,10 +21,11 @@ from modules.storage.vectors.pgvector_index import (
     IndexState,
     Pair,
     RecallReport,
-    between,
     build_index,
     drop_index,
+    fresh_queries,
     measure_recall,
+    sample_size,
     sample_vectors,
 )
 from modules.storage.vectors.pgvector_statements import CollectionStatements
@@ -101,7 +102,8 @@ class IndexedProvider(VectorProvider):
                 "duration_ms": round((time.monotonic() - started) * 1000),
             },
         )
-        await self._measured(tenant_id, spec, state, None, 30, adapt=True)
+        sample = sample_size(state.rows, spec.dimension)
+        await self._measured(tenant_id, spec, state, None, sample, adapt=True)
         return spec
 
     async def recall(
@@ -149,7 +151,7 @@ class IndexedProvider(VectorProvider):
             drawn = await self._run_on(tenant_id, spec, sample_vectors, where, table, tenant_id, sample)
             made_of: List[Set[Pair]] = []
             if drawn:
-                matrix, made_of = between(drawn)
+                matrix, made_of = fresh_queries(drawn)
         else:
             matrix = prepare_matrix(queries, spec, "the query vector")
             made_of = [set() for _ in matrix]

@@ -21,7 +21,13 @@ from sqlalchemy import Text, text
 from modules.storage.operations import Transaction, read
 from modules.storage.statements import Row, Statement
 from modules.storage.vectors.engine import Query
-from modules.storage.vectors.models import DistanceMetric, SearchResults, VectorDocument, VectorSearchResult
+from modules.storage.vectors.models import (
+    DistanceMetric,
+    SearchResults,
+    VectorDocument,
+    VectorSearchResult,
+    named_result,
+)
 from modules.storage.vectors.pgvector_codec import prepare_connection, unpack_vector
 from modules.storage.vectors.pgvector_filters import BoundFilter
 from modules.storage.vectors.pgvector_index import EXACT_NUMBERS, FILTERED_TARGET, IndexState, scan_limit
@@ -198,6 +204,9 @@ def make_results(plan: Plan, rows: Sequence[Row], reason: str) -> SearchResults:
     query = plan.query
     scored = zip(_scores(plan.table.metric, rows), rows)
     ordered = sorted(scored, key=lambda item: (-item[0], item[1][2]))[: query.top_k]
+    if query.ids_only:
+        named = (named_result(row[2], row[3], score, float(row[1])) for score, row in ordered)
+        return SearchResults(named, complete=not reason, reason=reason)
     metadata, vector = query.include_metadata, query.include_vectors
     return SearchResults(
         [

