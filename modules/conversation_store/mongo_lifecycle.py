@@ -93,6 +93,16 @@ async def fork(
     db: Documents, key: Dict[str, Any], message_id: Optional[str], new: Dict[str, Any]
 ) -> Conversation:
     """Copy a conversation up to a message: the messages first, then the conversation that makes them seen."""
+    while True:
+        copy = await _forked(db, key, message_id, new)
+        if copy is not None:
+            return copy
+
+
+async def _forked(
+    db: Documents, key: Dict[str, Any], message_id: Optional[str], new: Dict[str, Any]
+) -> Optional[Conversation]:
+    """Return the copy; None: the messages were removed while they were copied, and the copy with them."""
     tenant_id = key["tenant_id"]
     found = await find_conversation(db, **key)
     if found is None:
@@ -120,6 +130,10 @@ async def fork(
     noted = await note_garbage(db, tenant_id, new["id"], copy["g"])
     try:
         copy["last"] = copy["kept"] = await _copy(db, found, copy, sequence)
+        # messages are removed after their generation has gone out of use: if it has not, none was missing
+        again = await db.find_one(CONVERSATIONS, {"_id": found["_id"]}, fields=("g",))
+        if again is None or again["g"] != found["g"]:
+            return None
         await db.insert(CONVERSATIONS, [copy])
     except AlreadyExistsError as exc:
         raise ConversationExistsError(new["id"]) from exc
@@ -190,6 +204,11 @@ async def add(db: Documents, values: Dict[str, Any]) -> Asset:
         await db.insert(ASSETS, [document])
     except AlreadyExistsError as exc:
         raise op.asset_exists(values["conversation_id"]) from exc
+    again = await db.find_one(CONVERSATIONS, {"_id": found["_id"]}, fields=("u",))
+    if again is None or again["u"] != found["u"]:
+        # whoever removed the conversation may have removed its assets before this one was there
+        await db.delete(ASSETS, {"_id": document["_id"]})
+        raise ConversationNotFoundError(values["conversation_id"])
     return _asset(document)
 
 

@@ -292,6 +292,7 @@ class MongoPool:
 
         Raises:
             asyncio.TimeoutError: it took longer, and was cancelled.
+            UnavailableError: `shutdown()` cancelled it.
         """
         loop = asyncio.get_running_loop()
         task = loop.create_task(work)
@@ -304,6 +305,10 @@ class MongoPool:
         if not task.done():
             task.cancel()
             raise asyncio.TimeoutError
+        if task.cancelled():
+            from modules.storage.backends.mongodb_errors import cut_off
+
+            raise cut_off()
         return task.result()
 
     def track(self, task: asyncio.Task[Any]) -> None:

@@ -115,7 +115,11 @@ class MongoBackendSettings(Section):
     server_selection_timeout_ms: Int = Field(
         10_000, ge=1, description="Milliseconds to look for a usable server before a call fails."
     )
-    command_timeout_s: Seconds = Field(30.0, description="Seconds that one call of a store may take.")
+    command_timeout_s: Seconds = Field(
+        30.0,
+        le=60,
+        description="Seconds that one call of a store may take; 60 at most, for what is older counts as left by the dead.",
+    )
 
     @validates(mode="before")
     @classmethod

@@ -6,11 +6,12 @@ import asyncio
 import sys
 import time
 from pathlib import Path
-from typing import Any, AsyncIterator, Dict
+from typing import Any, AsyncIterator, Dict, List
 
 import pytest
 
 from modules.storage.backends.mongodb_abilities import abilities_of
+from modules.storage.documents import DocumentForms
 from modules.storage.manager import StorageManager
 from modules.storage.mongo_pool import MongoPool
 from modules.storage.settings import MongoBackendSettings, SettingsError, StorageSettings
@@ -25,6 +26,8 @@ from modules.store_common.errors import (
     StorageError,
     UnavailableError,
 )
+from modules.Tools.Base_Tools import kv_operations as op
+from modules.Tools.Base_Tools.kv_mongo_many import _LOCK_US
 from tests.support.cluster import free_port
 from tests.support.timing import assert_in_time
 
@@ -93,6 +96,31 @@ class TestPool:
         assert CANARY not in str(found.value) + repr(found.value)
         assert found.value.retryable
         assert not pool.is_initialized
+
+    def test_no_call_may_outlive_its_locks(self) -> None:
+        """A quota's lock is taken over after a minute: by then its owner must be dead."""
+        assert MongoBackendSettings(command_timeout_s=60).command_timeout_s * 1e6 <= _LOCK_US
+        with pytest.raises(SettingsError, match="command_timeout_s"):
+            MongoBackendSettings(command_timeout_s=60.1)
+
+    async def test_shutdown_tells_calls_that_it_cuts_off(self, pool: MongoPool) -> None:
+        """Nobody cancelled the callers: they get an error, those whose turn has not come, too."""
+        forms = DocumentForms("test", 1, [], [])
+        begun = asyncio.Event()
+
+        async def endless(db: Any, *args: Any) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        forms.form_of(op.get_value)(endless)
+        forms.form_of(op.exists, turn=lambda *_: "one")(endless)
+        executor = pool.executor(forms)
+        operations: List[Any] = [op.get_value, op.exists, op.exists]
+        calls = [asyncio.ensure_future(executor.run(operation)) for operation in operations]
+        await begun.wait()
+        await pool.shutdown()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 3
 
     async def test_a_missing_driver_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in sys.modules if name.startswith("modules.storage.backends.mongodb")]:

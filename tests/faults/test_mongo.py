@@ -10,7 +10,8 @@ from typing import Any, AsyncIterator, Dict, List
 
 import pytest
 
-from modules.conversation_store.mongo_documents import GARBAGE, MESSAGES, range_of
+from modules.conversation_store.errors import ConversationNotFoundError
+from modules.conversation_store.mongo_documents import ASSETS, GARBAGE, MESSAGES, range_of
 from modules.storage.documents import key_of
 from modules.storage.manager import StorageManager
 from modules.storage.mongo_pool import MongoPool
@@ -148,6 +149,46 @@ async def test_what_a_dead_reset_left_is_removed_later(manager: StorageManager) 
     await manager.maintenance.recover_turns()
     assert await db.count(MESSAGES, {}) == 0
     assert await db.count(GARBAGE, {}) == 0
+
+
+async def test_a_fork_is_whole_though_its_source_is_emptied(manager: StorageManager) -> None:
+    """The source is reset while its messages are copied: the copy is of before or of after, and not of both."""
+    store = manager.conversations
+    await store.create_conversation("c")
+    await store.add_messages("c", [{"role": "user", "content": n} for n in range(3)])
+    db = _documents(manager, "conversations")
+    given = db.find
+
+    async def overtaken(collection: str, where: Any, **more: Any) -> Any:
+        if collection == MESSAGES:
+            db.find = given
+            await store.reset_conversation("c")
+            await store.add_message("c", "user", "after")
+        return await given(collection, where, **more)
+
+    db.find = overtaken
+    copy = await store.fork_conversation("c", new_conversation_id="f")
+    assert [message.content async for message in store.stream_messages("f")] == ["after"]
+    assert copy.last_sequence == 1
+    assert await db.count(GARBAGE, {}) == 0
+
+
+async def test_an_asset_that_comes_too_late_does_not_stay(manager: StorageManager) -> None:
+    """Its conversation is removed just before it is there."""
+    store = manager.conversations
+    await store.create_conversation("c")
+    db = _documents(manager, "conversations")
+    given = db.insert
+
+    async def late(collection: str, documents: Any) -> None:
+        if collection == ASSETS:
+            assert await store.hard_delete_conversation("c")
+        await given(collection, documents)
+
+    db.insert = late
+    with pytest.raises(ConversationNotFoundError):
+        await store.add_asset("c", "file:///a")
+    assert await db.count(ASSETS, {}) == 0
 
 
 async def test_what_a_dead_set_many_left_is_completed(manager: StorageManager) -> None:

@@ -16,6 +16,7 @@ from modules.store_common import errors
 
 __all__ = [
     "DRIVER_ERRORS",
+    "cut_off",
     "translate",
 ]
 
@@ -50,6 +51,8 @@ _BY_CODE: Dict[int, _Make] = {
     8000: _DENIED,
     50: _DEADLINE,
     262: _DEADLINE,
+    # a write concern that was not satisfied in time
+    64: _DEADLINE,
     112: lambda: errors.BusyError("MongoDB could not serialise concurrent writes; try again"),
     14031: lambda: errors.StorageFullError("the disk under MongoDB is full; free space and try again"),
     238: lambda: errors.StatementError("this MongoDB server does not have a feature that the call needs"),
@@ -61,7 +64,8 @@ _BY_CODE: Dict[int, _Make] = {
 def translate(error: BaseException) -> errors.StorageError:
     """Return our error for one of `DRIVER_ERRORS`."""
     if isinstance(error, driver.BulkWriteError):
-        found = error.details.get("writeErrors") or [{}]
+        details = error.details
+        found = details.get("writeErrors") or details.get("writeConcernErrors") or [{}]
         return _BY_CODE.get(found[0].get("code"), _refused)()
     if isinstance(error, driver.DuplicateKeyError):
         return _BY_CODE[11000]()
@@ -86,4 +90,11 @@ def translate(error: BaseException) -> errors.StorageError:
 def _refused() -> errors.StorageError:
     return errors.StatementError(
         "MongoDB refused a command: an error in ours, or indexes that are behind (run ensure_schemas())"
+    )
+
+
+def cut_off() -> errors.UnavailableError:
+    """Return the error of a call for which `shutdown()` did not wait any longer."""
+    return errors.UnavailableError(
+        "the MongoDB pool was shut down during the call; a write may or may not have been applied"
     )

@@ -9,12 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Awaitable,
+    Dict,
+    Hashable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
-from modules.storage.backends.mongodb_errors import DRIVER_ERRORS, translate
+from modules.storage.backends.mongodb_errors import DRIVER_ERRORS, cut_off, translate
 from modules.storage.documents import Document, DocumentForms, Form, Sort
 from modules.storage.operations import Operation
-from modules.store_common.deadlines import deadline_after, within
+from modules.store_common.deadlines import deadline_after
 from modules.store_common.errors import DeadlineExceededError, NotConfiguredError
 
 if TYPE_CHECKING:
@@ -25,6 +37,8 @@ __all__ = [
     "PooledDocuments",
     "form_or_refuse",
 ]
+
+T = TypeVar("T")
 
 _DUPLICATE_KEY = 11000
 _HINTS = 4096
@@ -77,11 +91,11 @@ class MongoExecutor:
         try:
             if form.turn is None:
                 return await self._pool.finish(form.function(self._documents, *args, **kwargs), seconds)
-            return await within(self._in_turn(form, args), seconds)
+            return await self._in_turn(form, args, seconds)
         except asyncio.TimeoutError as exc:
             raise _too_late() from exc
 
-    async def _in_turn(self, form: Form, args: Tuple[Any, ...]) -> Any:
+    async def _in_turn(self, form: Form, args: Tuple[Any, ...], seconds: float) -> Any:
         loop = asyncio.get_running_loop()
         key = (loop, form.turn(*args) if form.turn is not None else None)
         turn = self._turns.get(key)
@@ -92,18 +106,23 @@ class MongoExecutor:
         if turn.task is None:
             turn.task = loop.create_task(self._serve(key, turn), name="atlas-storage-mongo-turn")
             self._pool.track(turn.task)
+        timer = loop.call_later(seconds, call.give_up)
         try:
             return await call.outcome
         finally:
-            call.is_wanted = False
+            timer.cancel()
 
     async def _serve(self, key: Any, turn: _Turn) -> None:
         """Serve the calls of one turn until none waits; never raises."""
         try:
             while turn.waiting:
-                calls = [call for call in turn.take() if call.is_wanted]
+                calls = [call for call in turn.take() if not call.outcome.done()]
                 if calls:
                     await self._serve_calls(calls)
+        except asyncio.CancelledError:
+            for call in turn.waiting:
+                call.settle(cut_off())
+            raise
         finally:
             self._turns.pop(key, None)
             for call in turn.waiting:
@@ -115,14 +134,14 @@ class MongoExecutor:
         seconds = self._pool.settings.command_timeout_s
         try:
             if form.batch is not None and len(calls) > 1:
-                outcomes = await within(form.batch(self._documents, [call.args for call in calls]), seconds)
+                outcomes = await _for(form.batch(self._documents, [call.args for call in calls]), seconds)
             else:
-                outcomes = [await within(form.function(self._documents, *calls[0].args), seconds)]
+                outcomes = [await _for(form.function(self._documents, *calls[0].args), seconds)]
         except asyncio.TimeoutError:
             outcomes = [_too_late() for _ in calls]
         except asyncio.CancelledError:
             for call in calls:
-                call.settle(_too_late())
+                call.settle(cut_off())
             raise
         except Exception as exc:  # noqa: BLE001 - raised to the callers who wait
             outcomes = [exc for _ in calls]
@@ -130,14 +149,44 @@ class MongoExecutor:
             call.settle(outcome)
 
 
+async def _for(work: Awaitable[T], seconds: float) -> T:
+    """Await `work` for at most `seconds`, as `within` does but in the task that is running, which must be one of ours.
+
+    A task more for each call costs as much as anything else that we do for it.
+
+    Raises:
+        asyncio.TimeoutError: it took longer, and was cancelled.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - coroutines run in tasks
+    late = False
+
+    def end() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if late:
+            raise asyncio.TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
 class _Call:
-    __slots__ = ("args", "form", "is_wanted", "outcome")
+    __slots__ = ("args", "form", "outcome")
 
     def __init__(self, form: Form, args: Tuple[Any, ...], outcome: asyncio.Future[Any]) -> None:
         self.form = form
         self.args = args
         self.outcome = outcome
-        self.is_wanted = True
+
+    def give_up(self) -> None:
+        self.settle(asyncio.TimeoutError())
 
     def settle(self, outcome: Any) -> None:
         if self.outcome.done():
@@ -291,8 +340,10 @@ class PooledDocuments:
         try:
             await self._pool.collection(collection).bulk_write(steps, ordered=False)
         except BulkWriteError as exc:
-            if any(error.get("code") != _DUPLICATE_KEY for error in exc.details.get("writeErrors", [{}])):
-                raise translate(exc) from exc
+            others = [error for error in exc.details["writeErrors"] if error.get("code") != _DUPLICATE_KEY]
+            # it may be the majority that was not there in time
+            if others or exc.details.get("writeConcernErrors"):
+                raise translate(BulkWriteError({**exc.details, "writeErrors": others})) from exc
         except DRIVER_ERRORS as exc:
             raise translate(exc) from exc
 
