@@ -59,7 +59,7 @@ def test_every_operation_has_a_form(package: Any, forms: Any) -> None:
 )
 def test_the_tenant_leads_every_index(forms: Any) -> None:
     # these are texts that begin with the tenant; the others are of work across tenants
-    across = {"uq_client_key", "uq_name", "uq_idempotency", "uq_unique"}
+    across = {"uq_client_key", "uq_name", "uq_idempotency", "uq_unique", "ix_aliases"}
     across |= {
         "ix_turns",
         "ix_noted",
