@@ -17,6 +17,7 @@ from modules.store_common.errors import (
 pytest.importorskip("pymongo")
 from pymongo.errors import BulkWriteError
 
+from modules.storage.backends.mongodb_abilities import abilities_of
 from modules.storage.backends.mongodb_errors import translate
 from modules.storage.backends.mongodb_executor import PooledDocuments
 
@@ -48,6 +49,8 @@ class _Pool:
 
     def __init__(self, details: Dict[str, Any]) -> None:
         self._details = details
+
+    abilities = abilities_of({}, {"version": "7.0.1"})
 
     def collection(self, name: str) -> _Pool:
         return self

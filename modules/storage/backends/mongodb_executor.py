@@ -44,6 +44,9 @@ _DUPLICATE_KEY = 11000
 _HINTS = 4096
 # Calls of one turn that are run together at most.
 _TOGETHER = 64
+# FerretDB 1 keeps a connection to its database for each statement of one command, and stands still for ever when it
+# has no more: it has 100. Source: its internal/handler/msg_update.go, a `defer` in a loop.
+_STATEMENTS_OF_FERRETDB = 50
 
 
 class MongoExecutor:
@@ -337,27 +340,38 @@ class PooledDocuments:
         from pymongo.errors import BulkWriteError
 
         steps = [UpdateOne(where, change, upsert=True) for where, change in changes]
-        try:
-            await self._pool.collection(collection).bulk_write(steps, ordered=False)
-        except BulkWriteError as exc:
-            others = [error for error in exc.details["writeErrors"] if error.get("code") != _DUPLICATE_KEY]
-            # it may be the majority that was not there in time
-            if others or exc.details.get("writeConcernErrors"):
-                raise translate(BulkWriteError({**exc.details, "writeErrors": others})) from exc
-        except DRIVER_ERRORS as exc:
-            raise translate(exc) from exc
+        for part in self._parts(steps):
+            try:
+                await self._pool.collection(collection).bulk_write(part, ordered=False)
+            except BulkWriteError as exc:
+                details = exc.details
+                others = [error for error in details["writeErrors"] if error.get("code") != _DUPLICATE_KEY]
+                # it may be the majority that was not there in time
+                if others or details.get("writeConcernErrors"):
+                    raise translate(BulkWriteError({**details, "writeErrors": others})) from exc
+            except DRIVER_ERRORS as exc:
+                raise translate(exc) from exc
 
     async def update_each(
         self, collection: str, changes: Sequence[Tuple[Mapping[str, Any], Mapping[str, Any]]]
     ) -> int:
         from pymongo import UpdateOne
 
-        steps = [UpdateOne(where, change) for where, change in changes]
-        try:
-            result = await self._pool.collection(collection).bulk_write(steps, ordered=False)
-        except DRIVER_ERRORS as exc:
-            raise translate(exc) from exc
-        return int(result.matched_count)
+        matched = 0
+        for part in self._parts([UpdateOne(where, change) for where, change in changes]):
+            try:
+                result = await self._pool.collection(collection).bulk_write(part, ordered=False)
+            except DRIVER_ERRORS as exc:
+                raise translate(exc) from exc
+            matched += int(result.matched_count)
+        return matched
+
+    def _parts(self, steps: List[Any]) -> List[List[Any]]:
+        """Return the statements of a bulk write as the server can take them in one command."""
+        if self._pool.abilities.atomic_changes or len(steps) <= _STATEMENTS_OF_FERRETDB:
+            return [steps]
+        starts = range(0, len(steps), _STATEMENTS_OF_FERRETDB)
+        return [steps[start : start + _STATEMENTS_OF_FERRETDB] for start in starts]
 
     async def delete(self, collection: str, where: Mapping[str, Any], *, many: bool = False) -> int:
         target = self._pool.collection(collection)
