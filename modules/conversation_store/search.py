@@ -269,11 +269,12 @@ class _ByMeaning:
             rows = await self._executor.run(
                 messages_at, self._params, [place for place, _ in part], self._roles
             )
+            there = [(rows[place], score) for place, score in part if place in rows]
             hits += [
-                _hit(rows[place], score, self._terms, self._width) for place, score in part if place in rows
+                _hit(row, score, self._terms, self._width) for row, score in there[: wanted - len(hits)]
             ]
             start, step = start + step, step * 4
-        return hits[:wanted]
+        return hits
 
 
 def _hit(row: Row, score: float, terms: List[str], width: int) -> SearchHit:
