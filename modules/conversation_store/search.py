@@ -270,9 +270,7 @@ class _ByMeaning:
                 messages_at, self._params, [place for place, _ in part], self._roles
             )
             there = [(rows[place], score) for place, score in part if place in rows]
-            hits += [
-                _hit(row, score, self._terms, self._width) for row, score in there[: wanted - len(hits)]
-            ]
+            hits += [_hit(row, score, self._terms, self._width) for row, score in there[: wanted - len(hits)]]
             start, step = start + step, step * 4
         return hits
 
