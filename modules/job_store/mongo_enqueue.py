@@ -14,7 +14,6 @@ whatever takes such a key, job or alias, goes in by one insert, and the unique i
 
 from __future__ import annotations
 
-import asyncio
 from typing import AbstractSet, Any, Dict, List, Optional, Sequence
 
 from modules.job_store import enqueue as op
@@ -34,8 +33,7 @@ from modules.job_store.mongo_documents import (
     job_document,
 )
 from modules.job_store.mongo_queues import note_keys
-from modules.storage.documents import Document, Documents, key_of
-from modules.store_common.backoff import full_jitter
+from modules.storage.documents import Document, Documents, key_of, stand_back
 from modules.store_common.errors import AlreadyExistsError, BusyError, ConcurrencyError, StorageError
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText
@@ -214,7 +212,7 @@ async def _insert_keyed(db: Documents, job: Prepared, document: Document) -> Enq
             holder = await _holder(db, document, keys)
         if holder is not None:
             return _done(holder, created=holder["_id"] == document["_id"])
-        await asyncio.sleep(full_jitter(min(attempt, 6), base_s=0.002, cap_s=0.1))
+        await stand_back(attempt)
     raise ConcurrencyError("another call is enqueueing a job of the same key; try again")
 
 

@@ -18,6 +18,7 @@ Instants are whole microseconds since 1970 (MongoDB's own dates keep millisecond
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import (
     Any,
@@ -37,6 +38,7 @@ from typing import (
 from typing_extensions import Protocol
 
 from modules.storage.operations import Operation
+from modules.store_common.backoff import full_jitter
 from modules.store_common.clock import from_microseconds, to_microseconds
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "instant",
     "key_of",
     "micros",
+    "stand_back",
 ]
 
 Document = Dict[str, Any]
@@ -79,6 +82,15 @@ def micros(value: Optional[datetime]) -> Optional[int]:
 def instant(value: Optional[int]) -> Any:
     """Return a stored instant as it is given out."""
     return None if value is None else from_microseconds(value)
+
+
+async def stand_back(attempt: int) -> None:
+    """Wait after a change that somebody overtook: two who try again at once can keep in step, and one loses each time.
+
+    Args:
+        attempt: How many were overtaken before.
+    """
+    await asyncio.sleep(full_jitter(min(attempt + 1, 7), base_s=0.002, cap_s=0.1))
 
 
 class Documents(Protocol):

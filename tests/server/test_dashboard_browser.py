@@ -235,6 +235,7 @@ def test_a_conversation_is_written_to_by_keyboard_and_others_messages_show_up(
         page.fill("#title", "Made by hand")
         page.click("text=Begin")
         page.wait_for_selector("#content")
+        page.wait_for_load_state()  # the keys are the script's
         page.fill("#content", "first")
         page.keyboard.press("Control+Enter")
         page.wait_for_selector(".message >> text=first")

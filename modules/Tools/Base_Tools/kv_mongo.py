@@ -15,6 +15,7 @@ from modules.storage.documents import (
     Document,
     Documents,
     key_of,
+    stand_back,
 )
 from modules.storage.statements import Row
 from modules.store_common.clock import from_microseconds
@@ -324,7 +325,7 @@ async def compare_and_set(
     expected_version: Optional[int],
 ) -> int:
     """Write the entry if its value is the `expected` one."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         found = await _live(db, tenant_id, namespace, key, "j", "b", "v", "r")
         if found is None or op.comparable(*value_of(found)) != expected:
             return 0
@@ -334,6 +335,7 @@ async def compare_and_set(
         if version:
             return version
         # written meanwhile, perhaps with an equal value: look again
+        await stand_back(attempt)
     raise ConcurrencyError(f"the key {key!r} of namespace {namespace!r} kept changing; try again")
 
 
@@ -348,7 +350,7 @@ async def count_up(
     ttl_us: Optional[int],
 ) -> int:
     """Add `amount` to the integer stored."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         found = await _live(db, tenant_id, namespace, key, "j", "b", "r")
         if found is None:
             total = initial + amount
@@ -363,6 +365,7 @@ async def count_up(
         where = {"_id": key_of(tenant_id, namespace, key), "r": found["r"], "e": {"$gt": fields["u"]}}
         if await db.update(ENTRIES, where, {"$set": fields, "$inc": {"v": 1}}):
             return int(total)
+        await stand_back(attempt)
     raise ConcurrencyError(f"the key {key!r} of namespace {namespace!r} kept changing; try again")
 
 
