@@ -9,6 +9,8 @@ import pytest
 import pytest_asyncio
 
 from modules.storage.vectors.base import VectorDocument
+
+pytest.importorskip("asyncpg", reason="no PostgreSQL driver")
 from modules.storage.vectors.pgvector_index import fresh_queries, sample_size
 
 ROWS, DIMENSION, CLUSTERS = 2_000, 512, 500
