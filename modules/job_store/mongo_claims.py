@@ -19,7 +19,7 @@ from collections import Counter
 from typing import Any, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple
 
 from modules.job_store.claims import Wanted, claim_in_turn
-from modules.job_store.mongo_documents import ATTEMPTS, FORMS, JOBS, QUEUES, claim_row
+from modules.job_store.mongo_documents import FORMS, JOBS, QUEUES, claim_row
 from modules.job_store.mongo_queues import (
     QueueRules,
     filled,
@@ -32,7 +32,7 @@ from modules.job_store.mongo_queues import (
 from modules.job_store.mongo_slots import give_back, park, take_place
 from modules.job_store.mongo_trail import move_trail
 from modules.job_store.waiting import next_due_in as next_due_in_operation
-from modules.storage.documents import Document, Documents
+from modules.storage.documents import Document, Documents, Tries
 from modules.storage.statements import Row
 from modules.store_common.ids import new_id
 
@@ -240,7 +240,7 @@ async def _within_limits(
 
 
 async def _take_tokens(db: Documents, limited: Dict[str, Document], queue: str, count: int, now: int) -> int:
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         limit = limited[queue]
         most = min(count, tokens_of(limit, now))
         if most < 1:

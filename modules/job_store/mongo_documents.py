@@ -45,7 +45,6 @@ from modules.store_common.values import decode_json, decode_text
 
 __all__ = [
     "ALIAS",
-    "ATTEMPTS",
     "BATCHES",
     "DELETED",
     "EVENTS",
@@ -86,8 +85,6 @@ DELETED = "deleted"
 ALIAS = "alias"
 #: Statuses of what nobody sees.
 HIDDEN = [STAGED, DELETED, ALIAS]
-#: How often a change that others keep overtaking is tried.
-ATTEMPTS = 50
 
 _T = ("t", 1)
 _CLAIM = [("st", 1), ("pk", 1), ("q", 1)]

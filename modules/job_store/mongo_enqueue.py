@@ -22,7 +22,6 @@ from modules.job_store.enqueue_alike import enqueue_alike as alike_operation
 from modules.job_store.models import FINAL_STATUSES
 from modules.job_store.mongo_documents import (
     ALIAS,
-    ATTEMPTS,
     BATCHES,
     DELETED,
     FORMS,
@@ -33,7 +32,7 @@ from modules.job_store.mongo_documents import (
     job_document,
 )
 from modules.job_store.mongo_queues import note_keys
-from modules.storage.documents import Document, Documents, key_of, stand_back
+from modules.storage.documents import Document, Documents, Tries, key_of
 from modules.store_common.errors import AlreadyExistsError, BusyError, ConcurrencyError, StorageError
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText
@@ -204,7 +203,7 @@ def _keyed_document(job: Prepared, now: int, place: int) -> Document:
 
 async def _insert_keyed(db: Documents, job: Prepared, document: Document) -> Enqueued:
     keys = {key.kind: key for key in job.keys}
-    for attempt in range(ATTEMPTS):
+    async for _ in Tries():
         try:
             await db.insert(JOBS, [document])
             return _done(document, created=True)
@@ -212,7 +211,6 @@ async def _insert_keyed(db: Documents, job: Prepared, document: Document) -> Enq
             holder = await _holder(db, document, keys)
         if holder is not None:
             return _done(holder, created=holder["_id"] == document["_id"])
-        await stand_back(attempt)
     raise ConcurrencyError("another call is enqueueing a job of the same key; try again")
 
 

@@ -15,7 +15,6 @@ from modules.job_store.lifecycle import Moved, When
 from modules.job_store.limits import Options, check_expected, encode_options
 from modules.job_store.models import FINAL_STATUSES, may_become
 from modules.job_store.mongo_documents import (
-    ATTEMPTS,
     DELETED,
     EVENTS,
     FORMS,
@@ -31,7 +30,7 @@ from modules.job_store.mongo_queues import note_keys
 from modules.job_store.mongo_slots import next_in
 from modules.job_store.mongo_trail import move_trail
 from modules.job_store.records import Job
-from modules.storage.documents import Document, Documents, key_of
+from modules.storage.documents import Document, Documents, Tries, key_of
 from modules.store_common.errors import ConcurrencyError
 from modules.store_common.ids import new_id
 from modules.store_common.values import encode_json, encode_text
@@ -104,7 +103,7 @@ async def change_job(
     db: Documents, tenant_id: str, job_id: str, changes: _Fields, when: When, expected: Optional[int]
 ) -> Moved:
     """Set fields of a draft or scheduled job."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         found = await require_job(db, tenant_id, job_id)
         job = job_of(found)
         check_expected("job", job, expected)
@@ -153,7 +152,7 @@ async def move_job(
     only_from: Tuple[str, ...],
 ) -> Moved:
     """Move a job that is not running to draft, scheduled or cancelled; ask the worker of a running one to stop."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         found = await require_job(db, tenant_id, job_id)
         check_expected("job", job_of(found), expected)
         status = found["st"]
@@ -205,7 +204,7 @@ async def delete_job(
     db: Documents, tenant_id: str, job_id: str, expected: Optional[int]
 ) -> Tuple[bool, Tuple[str, ...]]:
     """Remove a job that is not running, with everything of it; False when there is none."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         found = await find_job(db, tenant_id, job_id)
         if found is None:
             return False, ()

@@ -6,11 +6,11 @@ from typing import Any, Dict, Hashable, List, Optional
 
 from modules.job_store import people
 from modules.job_store.errors import JobNotFoundError
-from modules.job_store.mongo_documents import ATTEMPTS, FORMS, HIDDEN, JOBS, find_job, instant
+from modules.job_store.mongo_documents import FORMS, HIDDEN, JOBS, find_job, instant
 from modules.job_store.mongo_lifecycle import event_document, overtaken, require_job
 from modules.job_store.mongo_trail import move_trail
 from modules.job_store.records import Assignment
-from modules.storage.documents import Document, Documents, key_of
+from modules.storage.documents import Document, Documents, Tries, key_of
 
 __all__ = [
     "assign",
@@ -50,7 +50,7 @@ async def _tell(
 async def assign(db: Documents, tenant_id: str, job_id: str, assignee: str, status: str) -> Assignment:
     """Have `assignee` answer for a job, or change how that stands."""
     slot = _slot(assignee)
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         found = await require_job(db, tenant_id, job_id)
         now = await db.now()
         known = found["as"].get(slot[3:])
@@ -70,7 +70,7 @@ def _assignment(job_id: str, entry: Document) -> Assignment:
 async def unassign(db: Documents, tenant_id: str, job_id: str, assignee: str) -> bool:
     """Take an assignment away."""
     slot = _slot(assignee)
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         found = await require_job(db, tenant_id, job_id)
         if slot[3:] not in found["as"]:
             return False

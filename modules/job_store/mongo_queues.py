@@ -17,11 +17,11 @@ from __future__ import annotations
 import random
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set
 
-from modules.job_store.mongo_documents import ATTEMPTS, FORMS, QUEUES
+from modules.job_store.mongo_documents import FORMS, QUEUES
 from modules.job_store.records import QueueLimit
 from modules.job_store.upkeep import limits as limits_operation
 from modules.job_store.upkeep import set_limit as set_limit_operation
-from modules.storage.documents import Document, Documents
+from modules.storage.documents import Document, Documents, Tries
 from modules.store_common.errors import AlreadyExistsError, ConcurrencyError
 
 __all__ = [
@@ -91,7 +91,7 @@ async def note_keys(db: Documents, jobs: Iterable[Mapping[str, Any]]) -> None:
 
 async def mark_keyed(db: Documents, queue: str) -> None:
     """Write down that jobs with a key are put into a queue."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         if await db.update(QUEUES, {"_id": queue}, {"$set": {"k": 1}}):
             return
         new = {"_id": queue, **_NO_LIMIT, "at": await db.now(), "r": new_mark(), "k": 1}
@@ -140,7 +140,7 @@ async def set_limit(db: Documents, limit: QueueLimit) -> None:
         return
     burst = limit.burst if limit.burst is not None else limit.rate_per_s
     burst = None if burst is None else max(1.0, burst)
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         now = await db.now()
         found = await db.find_one(QUEUES, {"_id": limit.queue})
         fields = {
@@ -166,7 +166,7 @@ async def set_limit(db: Documents, limit: QueueLimit) -> None:
 
 async def _take_away(db: Documents, queue: str) -> None:
     """Take a limit away; the mark of a queue stays."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         if await db.update(QUEUES, {"_id": queue, "k": 1}, {"$set": {**_NO_LIMIT, "r": new_mark()}}):
             return
         if await db.delete(QUEUES, {"_id": queue, "k": {"$exists": False}}):

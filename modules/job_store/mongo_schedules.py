@@ -17,12 +17,12 @@ from modules.job_store.encoding import decode_schedule, encode_recurrence, encod
 from modules.job_store.enqueue import Prepared, prepare
 from modules.job_store.errors import ScheduleNotFoundError
 from modules.job_store.limits import check_expected
-from modules.job_store.mongo_documents import ATTEMPTS, FORMS, SCHEDULES, instant, micros
+from modules.job_store.mongo_documents import FORMS, SCHEDULES, instant, micros
 from modules.job_store.mongo_enqueue import enqueue_prepared
 from modules.job_store.records import Schedule
 from modules.job_store.schedules import Recurrence, anchored, first_time, jittered
 from modules.job_store.upkeep import DueSchedules
-from modules.storage.documents import NEVER, Document, Documents, key_of
+from modules.storage.documents import NEVER, Document, Documents, Tries, key_of
 from modules.store_common.errors import ConcurrencyError
 from modules.store_common.ids import new_id
 from modules.store_common.values import JsonText, decode_json
@@ -110,7 +110,7 @@ async def change_schedule(
     db: Documents, tenant_id: str, schedule_id: str, changes: Dict[str, Any], expected: Optional[int]
 ) -> Schedule:
     """Change a schedule; a new recurrence, or switching it on, counts its next time from now."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         document = await _find(db, tenant_id, schedule_id)
         if document is None:
             raise ScheduleNotFoundError(schedule_id)
@@ -138,7 +138,7 @@ async def change_schedule(
 @FORMS.form_of(op.delete_schedule, turn=_one_schedule)
 async def delete_schedule(db: Documents, tenant_id: str, schedule_id: str) -> bool:
     """Remove a schedule; the jobs that it made stay."""
-    for _ in range(ATTEMPTS):
+    async for _ in Tries():
         document = await _find(db, tenant_id, schedule_id)
         if document is None:
             return False

@@ -12,12 +12,12 @@ from modules.job_store import settling as op
 from modules.job_store.errors import JobLeaseLostError
 from modules.job_store.limits import decode_options
 from modules.job_store.models import FINAL_STATUSES
-from modules.job_store.mongo_documents import ATTEMPTS, FORMS, JOBS, RUNS, instant
+from modules.job_store.mongo_documents import FORMS, JOBS, RUNS, instant
 from modules.job_store.mongo_enqueue import complete_batches
 from modules.job_store.mongo_slots import give_back
 from modules.job_store.mongo_trail import run_document
 from modules.job_store.settling import LOST_ERROR, Settled, Settlement
-from modules.storage.documents import Document, Documents, key_of
+from modules.storage.documents import Document, Documents, Tries, key_of
 from modules.store_common.backoff import full_jitter
 from modules.store_common.errors import ConcurrencyError
 from modules.store_common.ids import new_id
@@ -90,7 +90,7 @@ async def _settle(
     changed: List[Document] = []
     mark = new_id()
     open_ = list(range(len(batch)))
-    for attempt in range(ATTEMPTS):
+    async for attempt in Tries():
         found = await _read(db, [batch[n] for n in open_])
         steps: List[Tuple[int, Document, str, Tuple[Document, Document]]] = []
         for n in open_:

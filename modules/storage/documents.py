@@ -51,10 +51,10 @@ __all__ = [
     "Form",
     "IndexModel",
     "Sort",
+    "Tries",
     "instant",
     "key_of",
     "micros",
-    "stand_back",
 ]
 
 Document = Dict[str, Any]
@@ -67,6 +67,8 @@ NEVER = 2**63 - 1
 #: MongoDB takes documents of 16 MiB; this leaves room for our own fields beside a value.
 #: Source: MongoDB manual, "Limits and Thresholds", BSON Document Size.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 64 * 1024
+
+_MOST_TRIES = 50
 
 
 def key_of(*parts: Any) -> str:
@@ -84,13 +86,27 @@ def instant(value: Optional[int]) -> Any:
     return None if value is None else from_microseconds(value)
 
 
-async def stand_back(attempt: int) -> None:
-    """Wait after a change that somebody overtook: two who try again at once can keep in step, and one loses each time.
+class Tries:
+    """The tries of a change that others may overtake: `async for _ in Tries()`, fifty at most.
 
-    Args:
-        attempt: How many were overtaken before.
+    Before each but the first it stands back for a moment of chance: two who try again at once can keep in step, and one of
+    them is overtaken each time.
     """
-    await asyncio.sleep(full_jitter(min(attempt + 1, 7), base_s=0.002, cap_s=0.1))
+
+    def __init__(self) -> None:
+        self._made = 0
+
+    def __aiter__(self) -> Tries:
+        return self
+
+    async def __anext__(self) -> int:
+        """Return how many tries there were before."""
+        if self._made == _MOST_TRIES:
+            raise StopAsyncIteration
+        if self._made:
+            await asyncio.sleep(full_jitter(min(self._made, 7), base_s=0.002, cap_s=0.1))
+        self._made += 1
+        return self._made - 1
 
 
 class Documents(Protocol):

@@ -14,8 +14,8 @@ from modules.storage.documents import (
     SEPARATOR,
     Document,
     Documents,
+    Tries,
     key_of,
-    stand_back,
 )
 from modules.storage.statements import Row
 from modules.store_common.clock import from_microseconds
@@ -55,7 +55,6 @@ __all__ = [
 ]
 
 _FIELDS = ("k", "j", "b", "v", "z", "c", "u", "e")
-_ATTEMPTS = 50
 
 
 def _row(document: Document) -> Row:
@@ -182,7 +181,7 @@ async def overwrite(
     """
     place = {"_id": key_of(tenant_id, namespace, key)}
     new = {"t": tenant_id, "s": namespace, "k": key}
-    for _ in range(_ATTEMPTS):
+    async for _ in Tries():
         try:
             if not if_live:
                 await db.insert(ENTRIES, [{**place, **new, **fields, "v": 1, "c": now}])
@@ -325,7 +324,7 @@ async def compare_and_set(
     expected_version: Optional[int],
 ) -> int:
     """Write the entry if its value is the `expected` one."""
-    for attempt in range(_ATTEMPTS):
+    async for _ in Tries():
         found = await _live(db, tenant_id, namespace, key, "j", "b", "v", "r")
         if found is None or op.comparable(*value_of(found)) != expected:
             return 0
@@ -335,7 +334,6 @@ async def compare_and_set(
         if version:
             return version
         # written meanwhile, perhaps with an equal value: look again
-        await stand_back(attempt)
     raise ConcurrencyError(f"the key {key!r} of namespace {namespace!r} kept changing; try again")
 
 
@@ -350,7 +348,7 @@ async def count_up(
     ttl_us: Optional[int],
 ) -> int:
     """Add `amount` to the integer stored."""
-    for attempt in range(_ATTEMPTS):
+    async for _ in Tries():
         found = await _live(db, tenant_id, namespace, key, "j", "b", "r")
         if found is None:
             total = initial + amount
@@ -365,7 +363,6 @@ async def count_up(
         where = {"_id": key_of(tenant_id, namespace, key), "r": found["r"], "e": {"$gt": fields["u"]}}
         if await db.update(ENTRIES, where, {"$set": fields, "$inc": {"v": 1}}):
             return int(total)
-        await stand_back(attempt)
     raise ConcurrencyError(f"the key {key!r} of namespace {namespace!r} kept changing; try again")
 
 
