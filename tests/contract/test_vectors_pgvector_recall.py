@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from modules.storage.vectors.base import VectorDocument
+from tests.support.pgvector import open_pgvector
 
 pytest.importorskip("asyncpg", reason="no PostgreSQL driver")
 from modules.storage.vectors.pgvector_index import fresh_queries, sample_size
@@ -25,19 +26,8 @@ def clustered(rows: int, seed: int) -> Any:
 
 @pytest_asyncio.fixture
 async def provider(databases: Any, postgres: Any) -> AsyncIterator[Any]:
-    from modules.storage.pool import SQLPool
-    from modules.storage.settings import StorageSettings
-    from modules.storage.vectors.pgvector import PgvectorProvider
-
-    pool = SQLPool(StorageSettings.from_dict({"sql": {"url": databases.url("postgresql")}}).sql)
-    await pool.initialize()
-    made = PgvectorProvider(pool.executor, auto_build=False)
-    await made.initialize()
-    try:
-        yield made
-    finally:
-        await made.shutdown()
-        await pool.shutdown()
+    async with open_pgvector(databases.url("postgresql")) as opened:
+        yield opened
 
 
 async def build(provider: Any, **index: Any) -> None:

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from modules.storage.vectors.base import VectorDocument
 from modules.store_common.deadlines import deadline_after
+from tests.support.pgvector import open_pgvector
 
 pytestmark = pytest.mark.postgresql
 
@@ -20,21 +21,11 @@ ROWS = 2000
 @pytest_asyncio.fixture
 async def provider(databases: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """A provider that looks at no more than fifty rows one by one, so that small collections go through the index."""
-    from modules.storage.pool import SQLPool
-    from modules.storage.settings import StorageSettings
-    from modules.storage.vectors.pgvector import PgvectorProvider
     from modules.storage.vectors.pgvector_search import Plan
 
     monkeypatch.setattr(Plan, "few", 51)
-    pool = SQLPool(StorageSettings.from_dict({"sql": {"url": databases.url("postgresql")}}).sql)
-    await pool.initialize()
-    made = PgvectorProvider(pool.executor, auto_build=False)
-    await made.initialize()
-    try:
-        yield made
-    finally:
-        await made.shutdown()
-        await pool.shutdown()
+    async with open_pgvector(databases.url("postgresql")) as opened:
+        yield opened
 
 
 def vectors(count: int, seed: int) -> Any:
